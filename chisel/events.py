@@ -1,0 +1,204 @@
+"""Name every event that an engine reports, and the sink it reports to.
+
+Engines never print: they call `sink.emit(event)`, which never blocks, awaits or raises, and then
+`await sink.drain()`, which is where back-pressure lives. Events carry facts; text is made by `chisel.render`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, ClassVar, Literal, Protocol
+
+from chisel.model import (
+    Bill,
+    PoolStatus,
+    ProfileResult,
+    PullResult,
+    RunId,
+    RunResult,
+    SweepItem,
+    SyncResult,
+)
+
+Stream = Literal["stdout", "stderr"]
+Level = Literal["info", "warning", "error"]
+Stage = Literal[
+    "creating", "booting", "connecting", "preparing", "ready", "reused", "destroying", "destroyed", "gone", "failed"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Say that something happened at `at` (monotonic seconds), on `host` when it concerns one droplet."""
+
+    kind: ClassVar[str] = "event"
+
+    at: float = field(default_factory=time.monotonic)
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice(Event):
+    """Something the user should read; `hint` is the next command to type."""
+
+    kind: ClassVar[str] = "notice"
+
+    message: str
+    level: Level = "info"
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropletStage(Event):
+    """A droplet reached a stage on its way up or down; `detail` says what it waits for."""
+
+    kind: ClassVar[str] = "droplet"
+
+    stage: Stage
+    detail: str = ""
+    droplet_id: int | None = None
+    usd_per_hour: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Event):
+    """How far a task of known or unknown length is; the last one of a task has `is_done`."""
+
+    kind: ClassVar[str] = "progress"
+
+    task: str
+    done: int
+    total: int | None = None
+    unit: Literal["bytes", "files", "steps"] = "bytes"
+    is_done: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry(Event):
+    """A call that changes nothing failed and will be tried again in `wait_s` seconds."""
+
+    kind: ClassVar[str] = "retry"
+
+    what: str
+    attempt: int
+    wait_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """A command runs on a droplet, in `cwd` there."""
+
+    kind: ClassVar[str] = "run_started"
+
+    run_id: RunId
+    line: str
+    cwd: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output(Event):
+    """Bytes a command wrote, exactly as they came; `offset` counts from the start of that stream."""
+
+    kind: ClassVar[str] = "output"
+
+    stream: Stream
+    data: bytes
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded(Event):
+    """A command ended on a droplet, or was lost."""
+
+    kind: ClassVar[str] = "run_ended"
+
+    result: RunResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncEnded(Event):
+    """A working copy equals the local tree again, or says in `result.error` why not."""
+
+    kind: ClassVar[str] = "sync_ended"
+
+    result: SyncResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullEnded(Event):
+    """Artifacts have arrived from a droplet, or `result.error` says why not."""
+
+    kind: ClassVar[str] = "pull_ended"
+
+    result: PullResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileRanked(Event):
+    """The hottest kernels of one droplet are known; `top` is how many the user wants to see."""
+
+    kind: ClassVar[str] = "profile"
+
+    result: ProfileResult
+    top: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Billed(Event):
+    """A droplet is confirmed gone, and this is what it cost."""
+
+    kind: ClassVar[str] = "billed"
+
+    bill: Bill
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusReported(Event):
+    """The answer of `status`."""
+
+    kind: ClassVar[str] = "status"
+
+    pools: Sequence[PoolStatus]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepReported(Event):
+    """The answer of `sweep`: everything seen, selected or not."""
+
+    kind: ClassVar[str] = "sweep"
+
+    items: Sequence[SweepItem]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts(Event):
+    """Labelled facts to show as they are (`auth`, `sandbox status`): label to text, in order."""
+
+    kind: ClassVar[str] = "facts"
+
+    title: str
+    facts: dict[str, Any]
+
+
+class Sink(Protocol):
+    """Take events. One sink may be shared by tasks of one event loop; it is not for threads."""
+
+    def emit(self, event: Event) -> None:
+        """Take one event without blocking, awaiting or raising."""
+
+    async def drain(self) -> None:
+        """Wait until the reader keeps up again; call it after emitting output."""
+
+
+class NullSink:
+    """Drop every event: the default of the library."""
+
+    def emit(self, event: Event) -> None:
+        """Drop it."""
+
+    async def drain(self) -> None:
+        """Return at once."""

@@ -1,0 +1,274 @@
+"""Hold the plain values that travel between the layers: no I/O, standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal, NewType
+
+DropletId = NewType("DropletId", int)
+RunId = NewType("RunId", str)
+
+StatusSource = Literal["remote", "chisel"]
+
+
+class Secret:
+    """Hold a token whose `repr` and `str` hide it; `reveal()` is the only way to its text."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the token itself, for the one place that sends it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A droplet as SSH sees it.
+
+    `host_key` is the pinned public key in OpenSSH's one-line form (`ssh-ed25519 AAAA...`): nothing else is accepted
+    from this host. `port` is 22 everywhere but in the sandbox, where all droplets share one address.
+    """
+
+    name: str
+    droplet_id: DropletId
+    address: str
+    port: int
+    user: str
+    host_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Droplet:
+    """A droplet as the cloud reports it, decoded from `GET /v2/droplets`.
+
+    `address` is the public IPv4 address, None until the cloud has given one (an `active` droplet may have none yet).
+    `created_at` is aware UTC.
+    """
+
+    id: DropletId
+    name: str
+    status: str
+    created_at: datetime
+    region: str
+    size: str
+    image: str
+    usd_per_hour: Decimal
+    tags: tuple[str, ...] = ()
+    address: str | None = None
+    port: int = 22
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A droplet size on offer; `regions` is where it can be created now (empty: nowhere, whatever `available` says)."""
+
+    slug: str
+    usd_per_hour: Decimal
+    regions: tuple[str, ...]
+    is_available: bool
+    gpu_model: str | None = None
+    gpu_count: int = 0
+    vram_gib: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What `GET /v2/account` tells: it knows a droplet limit, and nothing about a GPU quota."""
+
+    email: str
+    uuid: str
+    team: str
+    status: str
+    status_message: str
+    droplet_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class SshKey:
+    """A public key registered with the account; `fingerprint` is MD5, as DigitalOcean uses it."""
+
+    id: int
+    fingerprint: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """Everything one `POST /v2/droplets` carries; `tags` include the one that is unique to the attempt."""
+
+    name: str
+    region: str
+    size: str
+    image: str
+    ssh_keys: tuple[str, ...]
+    tags: tuple[str, ...]
+    user_data: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a command ended on one droplet.
+
+    `status` is the command's own exit status, 128 + n when signal n ended it, 255 when it was lost (`source` is then
+    `chisel` and `error` says why). `seconds` is wall time on the droplet, `peak_rss_bytes` the largest single process.
+    `stdout` and `stderr` hold the output only where capture was asked for.
+    """
+
+    host: str
+    run_id: RunId
+    status: int
+    source: StatusSource = "remote"
+    signal: int | None = None
+    seconds: float = 0.0
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    peak_rss_bytes: int | None = None
+    error: str | None = None
+    stdout: bytes | None = None
+    stderr: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """What one sync changed on one droplet; `sent_bytes` is what crossed the network, compressed, for the content."""
+
+    host: str
+    root: str
+    sent_files: int = 0
+    deleted_files: int = 0
+    total_files: int = 0
+    sent_bytes: int = 0
+    seconds: float = 0.0
+    repaired: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    tree_hash: str = ""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """What one pull brought from one droplet: `files` written below `target`; `skipped` texts carry their reason."""
+
+    host: str
+    target: Path
+    files: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    skipped: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelStats:
+    """One kernel's dispatches taken together; all times in ns, `share` from 0 to 1 of all real kernels' time."""
+
+    name: str
+    calls: int
+    total_ns: int
+    mean_ns: float
+    p50_ns: float
+    p99_ns: float
+    min_ns: int
+    max_ns: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileResult:
+    """One droplet's profile: kernels in rank order, pseudo rows (barriers) apart, where the files are.
+
+    `tool` names the profiler and its version as the droplet told them; `status` is the profiled command's own.
+    """
+
+    host: str
+    status: int
+    kernels: tuple[KernelStats, ...] = ()
+    pseudo: tuple[KernelStats, ...] = ()
+    tool: str = ""
+    out: Path | None = None
+    run: RunResult | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What one destroyed droplet cost, computed from its creation and price (the invoice may round)."""
+
+    host: str
+    droplet_id: DropletId
+    seconds: float
+    usd_per_hour: Decimal
+    usd: Decimal
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunningCommand:
+    """One entry of the registry of runs that the node program keeps on a droplet."""
+
+    run_id: RunId
+    line: str
+    started_at: datetime
+    is_running: bool
+    status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DropletStatus:
+    """One droplet for `chisel status`: what the cloud and the droplet itself say of it.
+
+    `idle_s` is None when the droplet could not be asked; `reachable` says whether it answered.
+    """
+
+    host: str
+    droplet_id: DropletId
+    cloud_status: str
+    region: str
+    size: str
+    usd_per_hour: Decimal
+    usd_so_far: Decimal
+    age_s: float
+    is_reachable: bool
+    idle_s: float | None = None
+    runs: tuple[RunningCommand, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """A pool for `chisel status`; `self_destruct` says in words which protection holds."""
+
+    name: str
+    droplets: tuple[DropletStatus, ...]
+    self_destruct: str
+
+
+@dataclass(frozen=True, slots=True)
+class SweepItem:
+    """A droplet as `sweep` sees it: who owns it, why it is (or is not) selected for destruction."""
+
+    droplet_id: DropletId
+    name: str
+    owner: str
+    pool: str
+    age_s: float
+    usd_so_far: Decimal
+    usd_per_hour: Decimal
+    reason: str
+    is_selected: bool

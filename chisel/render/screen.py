@@ -1,0 +1,218 @@
+"""Show events as text for a person: output to stdout as it is or prefixed, everything chisel says to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from rich.console import RenderableType
+
+from chisel import events
+from chisel.model import Bill, RunResult
+from chisel.render import tables, words
+from chisel.render.clean import clean, clean_lines
+from chisel.render.prefix import LinePrefixer, as_it_is
+from chisel.render.writer import Writer
+
+STDOUT, STDERR = 1, 2
+_COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
+_PLAIN_PROGRESS_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How text is to look: widths in columns, colour and terminal per stream, prefixes before output lines."""
+
+    width: int = 80
+    stdout_is_terminal: bool = False
+    stderr_is_terminal: bool = False
+    colour_stdout: bool = False
+    colour_stderr: bool = False
+    prefix: Literal["auto", "name", "none"] = "auto"
+    quiet: bool = False
+
+
+class Screen:
+    """Render events as lines of text (a sink); `hosts` are the names that output may come from, for the prefixes."""
+
+    def __init__(self, writer: Writer, look: Look) -> None:
+        self._writer = writer
+        self._look = look
+        self._hosts: tuple[str, ...] = ()
+        self._prefixers: dict[tuple[str | None, str], LinePrefixer] = {}
+        self._results: list[RunResult] = []
+        self._bills: list[Bill] = []
+        self._last_progress: dict[tuple[str | None, str], float] = {}
+        self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
+            events.Notice: self._notice,
+            events.DropletStage: self._stage,
+            events.Progress: self._progress,
+            events.Retry: self._retry,
+            events.Output: self._output,
+            events.RunEnded: self._run_ended,
+            events.SyncEnded: self._sync_ended,
+            events.PullEnded: self._pull_ended,
+            events.ProfileRanked: self._ranked,
+            events.Billed: self._billed,
+            events.StatusReported: lambda event: self._data(tables.pools(event.pools)),
+            events.SweepReported: lambda event: self._data(tables.sweep(event.items)),
+            events.Facts: lambda event: self._data(tables.facts(event.title, event.facts)),
+        }
+
+    def expect(self, hosts: Sequence[str]) -> None:
+        """Learn the names of the droplets whose output is to come: prefixes are as wide as the longest."""
+        self._hosts = tuple(hosts)
+
+    def emit(self, event: events.Event) -> None:
+        """Show one event; never blocks."""
+        handler = self._handlers.get(type(event))
+        if handler:
+            handler(event)
+
+    async def drain(self) -> None:
+        """Wait until the reader of stdout and stderr keeps up."""
+        await self._writer.drain()
+
+    async def tick(self) -> None:
+        """Draw what moves; the plain screen has nothing that does."""
+
+    def finish(self) -> None:
+        """Write what is held back and the tables that belong at the end."""
+        for (_, stream), prefixer in self._prefixers.items():
+            self._put(STDOUT if stream == "stdout" else STDERR, prefixer.finish())
+        self._prefixers.clear()
+        if len(self._results) > 1:
+            self._table(tables.runs(self._results))
+        if len(self._bills) > 1:
+            total = sum((bill.usd for bill in self._bills), Decimal(0))
+            self.say(f"{words.count(len(self._bills), 'droplet')} destroyed, {words.usd(total)} in all")
+        self._results, self._bills = [], []
+
+    def say(self, text: str, style: str = "") -> None:
+        """Write one line of chisel's own to stderr, with control characters made harmless."""
+        line = clean(text)
+        if style and self._look.colour_stderr:
+            line = f"\x1b[{style}m{line}\x1b[0m"
+        self._put(STDERR, line.encode() + b"\n")
+
+    def _put(self, descriptor: int, data: bytes) -> None:
+        self._writer.write(descriptor, data)
+
+    def _data(self, renderable: RenderableType) -> None:
+        self._put(STDOUT, tables.to_text(renderable, width=self._look.width, colour=self._look.colour_stdout).encode())
+
+    def _table(self, renderable: RenderableType) -> None:
+        self._put(STDERR, tables.to_text(renderable, width=self._look.width, colour=self._look.colour_stderr).encode())
+
+    def _notice(self, event: events.Notice) -> None:
+        label, style = {"info": ("", ""), "warning": ("warning: ", "33"), "error": ("error: ", "31")}[event.level]
+        if event.level == "info" and self._look.quiet:
+            return
+        self.say(f"{label}{self._named(event.host)}{event.message}", style)
+        if event.hint:
+            self.say(f"hint: {event.hint}", "36")
+
+    def _named(self, host: str | None) -> str:
+        return f"{host}: " if host else ""
+
+    def _stage(self, event: events.DropletStage) -> None:
+        price = f" ({words.usd(event.usd_per_hour)} per hour)" if event.usd_per_hour is not None else ""
+        detail = f": {event.detail}" if event.detail else ""
+        if not self._look.quiet:
+            self.say(f"{self._named(event.host)}{event.stage}{detail}{price}")
+
+    def _progress(self, event: events.Progress) -> None:
+        key = (event.host, event.task)
+        since = self._last_progress.setdefault(key, event.at)
+        if not event.is_done and event.at - since >= _PLAIN_PROGRESS_EVERY_S and not self._look.quiet:
+            self._last_progress[key] = event.at
+            self.say(f"{self._named(event.host)}{event.task}: {_how_far(event)}")
+
+    def _retry(self, event: events.Retry) -> None:
+        self.say(f"{event.what} failed ({event.reason}); trying again in {event.wait_s:.1f} s", "33")
+
+    def _output(self, event: events.Output) -> None:
+        descriptor = STDOUT if event.stream == "stdout" else STDERR
+        if not self._is_prefixed():
+            self._put(descriptor, event.data)
+            return
+        key = (event.host, event.stream)
+        if key not in self._prefixers:
+            self._prefixers[key] = self._prefixer(event)
+        self._put(descriptor, self._prefixers[key].feed(event.data))
+
+    def _is_prefixed(self) -> bool:
+        return self._look.prefix == "name" or (self._look.prefix == "auto" and len(self._hosts) > 1)
+
+    def _prefixer(self, event: events.Output) -> LinePrefixer:
+        to_stdout = event.stream == "stdout"
+        name = (event.host or "").ljust(max(map(len, self._hosts), default=0))
+        label = f"{name} | "
+        if self._look.colour_stdout if to_stdout else self._look.colour_stderr:
+            colour = _COLOURS[self._hosts.index(event.host) % len(_COLOURS)] if event.host in self._hosts else 37
+            label = f"\x1b[{colour}m{label}\x1b[0m"
+        on_terminal = self._look.stdout_is_terminal if to_stdout else self._look.stderr_is_terminal
+        return LinePrefixer(label.encode(), clean_lines if on_terminal else as_it_is)
+
+    def _run_ended(self, event: events.RunEnded) -> None:
+        for stream, descriptor in (("stdout", STDOUT), ("stderr", STDERR)):
+            prefixer = self._prefixers.pop((event.host, stream), None)
+            if prefixer:
+                self._put(descriptor, prefixer.finish())
+        self._results.append(event.result)
+        if event.result.error:
+            self.say(f"error: {event.result.host}: {event.result.error}", "31")
+
+    def _sync_ended(self, event: events.SyncEnded) -> None:
+        one = event.result
+        if one.error:
+            self.say(f"error: {one.host}: {one.error}", "31")
+            return
+        if self._look.quiet:
+            return
+        deleted = f", {one.deleted_files:,} deleted" if one.deleted_files else ""
+        self.say(
+            f"{one.host}: {words.count(one.sent_files, 'file')} sent ({words.size(one.sent_bytes)}){deleted},"
+            f" {one.total_files:,} in all, {words.duration(one.seconds)}"
+        )
+        for path in one.repaired:
+            self.say(f"{one.host}: repaired `{path}`, which was changed there", "33")
+        for path in one.skipped:
+            self.say(f"{one.host}: not sent: {path}", "33")
+
+    def _pull_ended(self, event: events.PullEnded) -> None:
+        one = event.result
+        if one.error:
+            self.say(f"error: {one.host}: {one.error}", "31")
+            return
+        if not self._look.quiet:
+            self.say(f"{one.host}: {words.count(one.files, 'file')} ({words.size(one.bytes)}) into {one.target}")
+        for path in one.skipped:
+            self.say(f"{one.host}: not written: {path}", "33")
+
+    def _ranked(self, event: events.ProfileRanked) -> None:
+        if event.result.error:
+            self.say(f"error: {event.result.host}: {event.result.error}", "31")
+        if event.result.kernels or event.result.pseudo:
+            self._table(tables.kernels(event.result, event.top))
+
+    def _billed(self, event: events.Billed) -> None:
+        bill = event.bill
+        self._bills.append(bill)
+        if bill.error:
+            self.say(f"error: {bill.host}: {bill.error}", "31")
+        else:
+            time = words.duration(bill.seconds)
+            self.say(
+                f"{bill.host}: destroyed after {time}, {words.usd(bill.usd)} at {words.usd(bill.usd_per_hour)} per hour"
+            )
+
+
+def _how_far(event: events.Progress) -> str:
+    done = words.size(event.done) if event.unit == "bytes" else f"{event.done:,} {event.unit}"
+    if not event.total:
+        return done
+    total = words.size(event.total) if event.unit == "bytes" else f"{event.total:,}"
+    return f"{done} of {total}"

@@ -1,0 +1,78 @@
+"""Give every test the anyio back end, a check for a blocked event loop, and real parts where they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+PROJECT = Path(__file__).resolve().parent.parent
+SHARED = PROJECT.parent / "shared"
+MUST_HAVE_REAL_PARTS = os.environ.get("CHISEL_TEST_REAL_PARTS") == "required"
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"debug": True}
+
+
+@pytest.fixture(autouse=True)
+def no_blocked_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test in which chisel itself blocks the event loop (disk reads of imports and state included)."""
+    if request.node.get_closest_marker("blocking_allowed") or "anyio_backend" not in request.fixturenames:
+        yield
+        return
+    with blockbuster_ctx("chisel") as guard:
+        _permit_what_is_not_ours(guard)
+        yield
+
+
+def _permit_what_is_not_ours(guard: BlockBuster) -> None:
+    """Let asyncssh read its key files and the import system its modules: neither is a wait on a peer."""
+    for function in guard.functions.values():
+        function.can_block_in("<frozen importlib._bootstrap_external>", {"get_data", "path_stats", "_path_stat"})
+        function.can_block_in("asyncssh", {"read_file", "import_known_hosts"})
+
+
+def _missing(part: str) -> str | None:
+    """Say why a real part is not here, None when it is."""
+    if part == "shared":
+        return None if SHARED.is_dir() else "the shared folder is not beside the project"
+    if part == "root":
+        return None if os.geteuid() == 0 else "needs root"
+    if part == "git":
+        return None if shutil.which("git") else "git is not installed"
+    if part == "python3.10":
+        return None if python310() else "no Python 3.10 on this machine"
+    path = shutil.which(part) or shutil.which(part, path="/usr/sbin:/sbin:/usr/local/sbin")
+    return None if path else f"{part} is not installed"
+
+
+def python310() -> str | None:
+    """Find the oldest Python that the node program must run on."""
+    found = os.environ.get("CHISEL_TEST_PYTHON310") or shutil.which("python3.10")
+    if sys.version_info[:2] == (3, 10):
+        return sys.executable
+    return found or None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("real_part"):
+        for part in marker.args:
+            reason = _missing(part)
+            optional = bool(marker.kwargs.get("optional"))
+            if reason and MUST_HAVE_REAL_PARTS and not optional:
+                pytest.fail(f"CI must have this part: {reason}", pytrace=False)
+            elif reason:
+                pytest.skip(reason)
+
+
+@pytest.fixture
+def shared() -> Path:
+    return SHARED
