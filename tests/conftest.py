@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ def no_blocked_loop(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("blocking_allowed") or "anyio_backend" not in request.fixturenames:
         yield
         return
-    with blockbuster_ctx("chisel") as guard:
+    with blockbuster_ctx("chisel", excluded_modules=["chisel.sandbox"]) as guard:
         _permit_what_is_not_ours(guard)
         yield
 
@@ -58,7 +59,8 @@ def python310() -> str | None:
     found = os.environ.get("CHISEL_TEST_PYTHON310") or shutil.which("python3.10")
     if sys.version_info[:2] == (3, 10):
         return sys.executable
-    return found or None
+    starts = found and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0
+    return found if starts else None
 
 
 @pytest.hookimpl(tryfirst=True)
