@@ -36,7 +36,9 @@ def no_blocked_loop(request: pytest.FixtureRequest) -> Iterator[None]:
 def _permit_what_is_not_ours(guard: BlockBuster) -> None:
     """Let asyncssh read its key files and the import system its modules: neither is a wait on a peer."""
     for function in guard.functions.values():
-        function.can_block_in("<frozen importlib._bootstrap_external>", {"get_data", "path_stats", "_path_stat"})
+        function.can_block_in(
+            "<frozen importlib._bootstrap_external>", {"get_data", "path_stats", "_path_stat", "_fill_cache"}
+        )
         function.can_block_in("asyncssh", {"read_file", "import_known_hosts"})
 
 

@@ -1,0 +1,1 @@
+"""Run on a droplet: supervisor, receiver, sender, probe, registry, aggregator. Standard library only, Python 3.10."""

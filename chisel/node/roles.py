@@ -1,0 +1,16 @@
+"""Name the roles of the node program and the module each lives in."""
+
+from __future__ import annotations
+
+MODULES = {
+    "supervise": "supervisor",
+    "receive": "receiver",
+    "send": "sender",
+    "probe": "probe",
+    "status": "registry",
+    "aggregate": "aggregate",
+    "profile": "profiler",
+}
+
+# Looking at a droplet is no use of it: these do not push its idleness away.
+PASSIVE = frozenset({"probe", "status"})

@@ -1,0 +1,1 @@
+"""Reach droplets over SSH: keys, pinned host keys, warm connections, the node program, single files."""

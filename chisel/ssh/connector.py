@@ -1,0 +1,236 @@
+"""Keep one warm, verified connection per droplet, and start the node program's roles over it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import anyio
+import asyncssh
+from anyio import to_thread
+
+from chisel.errors import HostUnreachable, NotReady
+from chisel.model import Host
+from chisel.node.frames import Kind
+from chisel.ssh.boot import install_line, start_line
+from chisel.ssh.channel import NodeChannel, NodeSession
+from chisel.ssh.keys import KeyPair, load_or_create_client_key
+from chisel.ssh.program import NodeProgram, pack_node_program
+from chisel.ssh.translate import translated
+
+MOST_SESSIONS = 8
+_CLOSE_S = 2.0
+_KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
+_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr")
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long to wait, in seconds: for TCP and login, for the node's hello, and for a silent peer."""
+
+    connect_s: float = 5.0
+    login_s: float = 15.0
+    hello_s: float = 20.0
+    keepalive_s: float = 3.0
+    keepalive_count: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ShellAnswer:
+    """What a line in the remote shell gave; `status` is None when it was ended by a signal."""
+
+    status: int | None
+    stdout: bytes
+    stderr: bytes
+
+
+@asynccontextmanager
+async def open_connector(client_key: KeyPair | Path, *, deadlines: Deadlines | None = None) -> AsyncIterator[Connector]:
+    """Give the keeper of connections that log in with this key; leaving closes them all, in bounded time."""
+    pair = (
+        await to_thread.run_sync(load_or_create_client_key, client_key) if isinstance(client_key, Path) else client_key
+    )
+    program = await to_thread.run_sync(pack_node_program)
+    connector = Connector(pair, program, deadlines or Deadlines())
+    try:
+        yield connector
+    finally:
+        with anyio.move_on_after(_CLOSE_S, shield=True):
+            await connector.close()
+
+
+class Connector:
+    """Open each connection once and share it; calls may overlap."""
+
+    def __init__(self, pair: KeyPair, program: NodeProgram, deadlines: Deadlines) -> None:
+        self._key = asyncssh.import_private_key(pair.private_openssh)
+        self._program = program
+        self._deadlines = deadlines
+        self._connections: dict[Host, Connection] = {}
+        self._locks: dict[Host, anyio.Lock] = {}
+
+    async def connect(self, host: Host) -> Connection:
+        """Return the warm connection to a host, opened where there is none or it was lost.
+
+        Raises HostKeyMismatch when another host key answers (nothing was sent), else HostUnreachable. Cancelled, it
+        leaves no half-open connection; another caller that waits for the same host then tries itself.
+        """
+        async with self._locks.setdefault(host, anyio.Lock()):
+            known = self._connections.get(host)
+            if known is not None and not known.is_lost:
+                return known
+            fresh = await self._open(host)
+            self._connections[host] = fresh
+            return fresh
+
+    def forget(self, host: Host) -> None:
+        """Close the connection to a host, if there is one, without waiting."""
+        known = self._connections.pop(host, None)
+        if known is not None:
+            known.abort()
+
+    async def close(self) -> None:
+        """Close every connection and wait until each is closed."""
+        closing = list(self._connections.values())
+        self._connections.clear()
+        for connection in closing:
+            await connection.close()
+
+    async def _open(self, host: Host) -> Connection:
+        algorithm, blob = host.host_key.split()[:2]
+        pinned = asyncssh.import_public_key(f"{algorithm} {blob}")
+        deadlines = self._deadlines
+        with translated(host, "connecting"), anyio.fail_after(deadlines.connect_s + deadlines.login_s):
+            raw = await asyncssh.connect(
+                host.address,
+                host.port,
+                username=host.user,
+                client_keys=[self._key],
+                known_hosts=([pinned], [], []),
+                server_host_key_algs=[algorithm],
+                config=None,
+                agent_path=None,
+                preferred_auth="publickey",
+                compression_algs=["none"],
+                kex_algs=_KEX,
+                encryption_algs=_CIPHERS,
+                connect_timeout=deadlines.connect_s,
+                login_timeout=deadlines.login_s,
+                keepalive_interval=deadlines.keepalive_s,
+                keepalive_count_max=deadlines.keepalive_count,
+            )
+        return Connection(host, raw, self._program, deadlines)
+
+
+class Connection:
+    """One verified connection. At most `MOST_SESSIONS` sessions at a time (sshd allows 10); further ones wait."""
+
+    def __init__(
+        self, host: Host, raw: asyncssh.SSHClientConnection, program: NodeProgram, deadlines: Deadlines
+    ) -> None:
+        self.host = host
+        self._raw = raw
+        self._program = program
+        self._deadlines = deadlines
+        self._sessions = anyio.Semaphore(MOST_SESSIONS)
+
+    @property
+    def is_lost(self) -> bool:
+        """Say whether the connection has ended."""
+        return self._raw.is_closed()
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        self._raw.abort()
+
+    async def close(self) -> None:
+        """Close in order."""
+        self._raw.close()
+        await self._raw.wait_closed()
+
+    @asynccontextmanager
+    async def node(self, role: str, request: dict[str, Any]) -> AsyncIterator[NodeChannel]:
+        """Start a role of the node program, shipping the program first where it is missing, and send the request.
+
+        Leaving closes the channel: the role sees the end of its input and ends. Raises HostUnreachable, and NotReady
+        when something else than the program answers.
+        """
+        async with self._sessions:
+            channel, raw = await self._start(role, request)
+            try:
+                yield channel
+            finally:
+                await _close(raw)
+
+    async def _start(self, role: str, request: dict[str, Any]) -> tuple[NodeChannel, asyncssh.SSHClientChannel[bytes]]:
+        program = self._program
+        for ships in (False, True):
+            line = install_line(program.sha256, role, len(program.data)) if ships else start_line(program.sha256, role)
+            channel, raw = await self._session(line)
+            try:
+                with translated(self.host, f"starting `{role}`"), anyio.fail_after(self._deadlines.hello_s):
+                    if ships:
+                        await channel.send_raw(program.data)
+                    with suppress(HostUnreachable):  # it may have ended, saying why: greet tells
+                        await channel.send_json(Kind.REQUEST, request)
+                    if await channel.greet():
+                        return channel, raw
+            except BaseException:
+                await _close(raw)
+                raise
+            await _close(raw)
+        raise NotReady(f"`{self.host.name}` does not keep the node program", host=self.host.name)
+
+    async def _session(self, line: str) -> tuple[NodeChannel, asyncssh.SSHClientChannel[bytes]]:
+        with translated(self.host, "opening a session"), anyio.fail_after(self._deadlines.hello_s):
+            session = NodeSession(self.host)
+            raw, _ = await self._raw.create_session(lambda: session, line, encoding=None, request_pty=False)
+        return NodeChannel(self.host, session, raw), raw
+
+    async def shell(self, line: str, *, timeout_s: float, input: bytes = b"") -> ShellAnswer:
+        """Run a short line in the remote shell and return all it gave: for readiness, never for user commands.
+
+        Raises HostUnreachable after `timeout_s`; the line may then still run on the droplet.
+        """
+        async with self._sessions:
+            with translated(self.host, "asking the shell"), anyio.fail_after(timeout_s):
+                ended = await self._raw.run(line, input=input, encoding=None, check=False)
+        return ShellAnswer(ended.exit_status, _bytes(ended.stdout), _bytes(ended.stderr))
+
+    async def read_file(self, path: PurePosixPath, *, max_bytes: int, timeout_s: float = 30.0) -> bytes:
+        """Return a single file's content over SFTP; raises HostUnreachable, also for a file above `max_bytes`."""
+        async with self._sessions:
+            with translated(self.host, f"reading `{path}`"), anyio.fail_after(timeout_s):
+                async with self._raw.start_sftp_client() as sftp, sftp.open(str(path), "rb") as source:
+                    data = await source.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise HostUnreachable(
+                f"`{path}` on `{self.host.name}` is larger than {max_bytes} bytes", host=self.host.name
+            )
+        return _bytes(data)
+
+    async def write_file(self, path: PurePosixPath, data: bytes, *, mode: int = 0o600, timeout_s: float = 30.0) -> None:
+        """Write a single file over SFTP, beside its place and then renamed into it."""
+        new = f"{path}.new"
+        async with self._sessions:
+            with translated(self.host, f"writing `{path}`"), anyio.fail_after(timeout_s):
+                async with self._raw.start_sftp_client() as sftp:
+                    async with sftp.open(new, "wb", asyncssh.SFTPAttrs(permissions=mode)) as out:
+                        await out.write(data)
+                    await sftp.posix_rename(new, str(path))
+
+
+async def _close(channel: asyncssh.SSHClientChannel[bytes]) -> None:
+    """Close a session's channel and wait for the peer's word, in bounded time, whatever is being cancelled."""
+    channel.close()
+    with anyio.move_on_after(_CLOSE_S, shield=True):
+        await channel.wait_closed()
+
+
+def _bytes(data: bytes | str | bytearray | memoryview | None) -> bytes:
+    if isinstance(data, str):
+        return data.encode("utf-8", "surrogateescape")
+    return bytes(data or b"")

@@ -1,0 +1,211 @@
+"""Reach a real OpenSSH server: verified, warm, with the node program shipped once."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import anyio
+import pytest
+
+from chisel.errors import ConfigError, HostKeyMismatch, HostUnreachable, NotReady
+from chisel.model import DropletId, Host
+from chisel.node.frames import Kind
+from chisel.ssh.connector import Connection, Deadlines, open_connector
+from chisel.ssh.keys import fingerprint_md5, fingerprint_sha256, generate_keypair, load_or_create_client_key
+from chisel.ssh.program import pack_node_program
+from tests.ssh.conftest import Sshd
+from tests.support import processes_with, until
+
+PROGRAM = pack_node_program()
+pytestmark = pytest.mark.timeout(60)
+real = pytest.mark.real_part("sshd")
+SHORT = Deadlines(connect_s=1.0, login_s=1.0, hello_s=5.0)
+
+
+async def output_of(connection: Connection, line: str, run_id: str) -> bytes:
+    found = b""
+    async with connection.node("supervise", {"run_id": run_id, "line": line, "cwd": "~"}) as channel:
+        while True:
+            for frame in await channel.receive():
+                if frame.kind == Kind.STDOUT:
+                    found += frame.payload[8:]
+                elif frame.kind == Kind.EXIT:
+                    return found
+
+
+@real
+async def test_the_program_is_shipped_once(sshd: Sshd) -> None:
+    async with open_connector(sshd.key) as connector:
+        connection = await connector.connect(sshd.host)
+        async with connection.node("status", {}) as channel:
+            assert channel.hello["version"] == PROGRAM.sha256
+            assert [frame.kind for frame in await channel.receive()] == [Kind.REPLY]
+        installed = sshd.home / ".chisel" / "node" / PROGRAM.sha256
+        first = await anyio.Path(installed).stat()
+        assert await output_of(connection, "echo $((6 * 7))", "a") == b"42\n"
+        assert (await anyio.Path(installed).stat()).st_ino == first.st_ino
+        assert first.st_mode & 0o077 == 0
+
+
+@real
+async def test_a_damaged_program_is_not_run(sshd: Sshd) -> None:
+    async with open_connector(sshd.key) as connector:
+        connection = await connector.connect(sshd.host)
+        connection._program = type(connection._program)(connection._program.data[:-1] + b"x", "0" * 64)
+        with pytest.raises(NotReady, match="damaged"):
+            async with connection.node("status", {}):
+                pass
+    assert not list((sshd.home / ".chisel" / "node").glob("*"))
+
+
+@real
+async def test_one_connection_is_shared(sshd: Sshd) -> None:
+    found: set[int] = set()
+    async with open_connector(sshd.key) as connector:
+
+        async def connect() -> None:
+            found.add(id(await connector.connect(sshd.host)))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(connect)
+    assert len(found) == 1
+
+
+@real
+async def test_another_host_key_gets_nothing(sshd: Sshd) -> None:
+    async with open_connector(sshd.key) as connector:
+        with pytest.raises(HostKeyMismatch, match="nothing was sent"):
+            await connector.connect(sshd.with_key(generate_keypair("other").public_openssh))
+
+
+@real
+async def test_another_key_is_refused(sshd: Sshd) -> None:
+    async with open_connector(generate_keypair("stranger")) as connector:
+        with pytest.raises(HostUnreachable, match="refuses chisel's SSH key"):
+            await connector.connect(sshd.host)
+
+
+@real
+async def test_more_sessions_than_sshd_allows(sshd: Sshd) -> None:
+    found: list[bytes] = []
+    async with open_connector(sshd.key) as connector:
+        connection = await connector.connect(sshd.host)
+
+        async def one(number: int) -> None:
+            found.append(await output_of(connection, f"sleep 0.2; echo {number}", f"r{number}"))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(one, number)
+    assert sorted(map(int, found)) == list(range(20))
+
+
+@real
+async def test_a_lost_connection_is_opened_again(sshd: Sshd) -> None:
+    async with open_connector(sshd.key) as connector:
+        connection = await connector.connect(sshd.host)
+        connection.abort()
+        with pytest.raises(HostUnreachable):
+            await output_of(connection, "true", "lost")
+        again = await connector.connect(sshd.host)
+        assert again is not connection
+        assert await output_of(again, "echo back", "b") == b"back\n"
+
+
+@real
+async def test_a_cancelled_reader_leaves_nothing(sshd: Sshd) -> None:
+    mark = "sleep 612.25"
+    async with open_connector(sshd.key) as connector:
+        connection = await connector.connect(sshd.host)
+        with anyio.move_on_after(10) as waited:
+            async with connection.node("supervise", {"run_id": "c", "line": mark, "cwd": "~"}) as channel:
+                await anyio.to_thread.run_sync(lambda: until(lambda: processes_with(mark), what="the command"))
+                waited.cancel()
+                await channel.receive()
+        await anyio.to_thread.run_sync(lambda: until(lambda: not processes_with(mark), what="its end"))
+        assert await output_of(connection, "echo alive", "d") == b"alive\n"
+
+
+@real
+async def test_single_files_travel(sshd: Sshd, tmp_path: Path) -> None:
+    async with open_connector(sshd.key) as connector:
+        connection = await connector.connect(sshd.host)
+        answer = await connection.shell("printf out; printf err >&2; exit 3", timeout_s=5)
+        assert (answer.status, answer.stdout, answer.stderr) == (3, b"out", b"err")
+        with pytest.raises(HostUnreachable, match="in time"):
+            await connection.shell("sleep 5", timeout_s=0.3)
+
+
+@real
+async def test_a_banner_instead_of_a_shell_is_not_ready(sshd: Sshd) -> None:
+    script = sshd.config.parent / "session"
+    script.write_text("#!/bin/sh\necho 'Please wait while we get your droplet ready...'\n")
+    async with open_connector(sshd.key) as connector:
+        connection = await connector.connect(sshd.host)
+        with pytest.raises(NotReady, match="Please wait"):
+            async with connection.node("probe", {"nonce": "x"}):
+                pass
+
+
+async def test_a_refused_port_is_unreachable() -> None:
+    host = Host("gone", DropletId(1), "127.0.0.1", 1, "root", generate_keypair("h").public_openssh)
+    async with open_connector(generate_keypair("u")) as connector:
+        with pytest.raises(HostUnreachable, match="connecting failed"):
+            await connector.connect(host)
+
+
+async def test_a_silent_peer_is_named_within_its_deadline() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    host = Host("silent", DropletId(1), "127.0.0.1", port, "root", generate_keypair("h").public_openssh)
+    async with open_connector(generate_keypair("u"), deadlines=SHORT) as connector:
+        with anyio.fail_after(4), pytest.raises(HostUnreachable, match="silent"):
+            await connector.connect(host)
+    listener.close()
+
+
+def test_the_program_is_packed_the_same_every_time() -> None:
+    assert pack_node_program() == pack_node_program()
+    assert len(pack_node_program().data) < 200_000
+
+
+def test_a_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "id_ed25519"
+    first = load_or_create_client_key(path)
+    assert load_or_create_client_key(path).private_openssh == first.private_openssh
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert "PRIVATE" not in repr(first)
+
+
+def test_two_that_make_the_key_at_once_agree(tmp_path: Path) -> None:
+    path = tmp_path / "id_ed25519"
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: load_or_create_client_key(path).private_openssh, range(8)))
+    assert found == {path.read_text()}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["id_ed25519"]
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "id_ed25519"
+    load_or_create_client_key(path)
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match="can be read by others"):
+        load_or_create_client_key(path)
+
+
+@pytest.mark.real_part("sshd")
+def test_fingerprints_are_what_ssh_keygen_says(tmp_path: Path) -> None:
+    public = generate_keypair("x").public_openssh
+    (tmp_path / "key.pub").write_text(public + "\n")
+
+    def said(kind: str) -> str:
+        line = ["ssh-keygen", "-l", "-E", kind, "-f", str(tmp_path / "key.pub")]
+        return subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()[1]
+
+    assert said("sha256") == fingerprint_sha256(public)
+    assert said("md5") == "MD5:" + fingerprint_md5(public)

@@ -1,0 +1,124 @@
+"""Drive chisel as its users do: as a process, against a sandbox of the test's own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+COMMAND_DEADLINE_S = 60
+
+
+@dataclass
+class Ended:
+    """How a chisel process ended."""
+
+    status: int
+    out: bytes
+    err: str
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+
+@dataclass
+class User:
+    """Somebody with a home of their own, a current directory, and a cloud at hand."""
+
+    home: Path
+    cwd: Path
+    cloud: Mapping[str, str] = field(default_factory=dict)
+
+    def environ(self, **changed: str) -> dict[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("CHISEL_", "XDG_", "PYTEST")) and name not in {"NO_COLOR", "COLUMNS"}
+        }
+        mine = {
+            "HOME": str(self.home),
+            "XDG_CONFIG_HOME": str(self.home / ".config"),
+            "XDG_CACHE_HOME": str(self.home / ".cache"),
+            "TERM": "xterm",
+        }
+        return {**kept, **mine, **self.cloud, **changed}
+
+    def start(self, *words: str, **changed: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "chisel", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.cwd,
+            env=self.environ(**changed),
+        )
+
+    def chisel(self, *words: str, **changed: str) -> Ended:
+        with self.start(*words, **changed) as process:
+            try:
+                out, err = process.communicate(timeout=COMMAND_DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return Ended(process.returncode, out, err.decode("utf-8", "replace"))
+
+    def does(self, *words: str, **changed: str) -> Ended:
+        """Run a command that must succeed."""
+        ended = self.chisel(*words, **changed)
+        assert ended.status == 0, f"chisel {words}: {ended.status}\n{ended.out.decode(errors='replace')}\n{ended.err}"
+        return ended
+
+
+@contextlib.contextmanager
+def running_sandbox(directory: Path, *, droplets: str = "asyncssh") -> Iterator[dict[str, str]]:
+    """Run a sandbox server; give the two variables that point chisel at it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "chisel.sandbox", "serve", "--directory", str(directory), "--droplets", droplets]
+    with (directory / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    endpoint = directory / "endpoint.json"
+    try:
+        until(lambda: endpoint.exists() or server.poll() is not None, what="the sandbox's endpoint")
+        assert server.poll() is None, (directory / "log").read_text()
+        found = json.loads(endpoint.read_bytes())
+        yield {"CHISEL_DO_API_URL": found["url"], "CHISEL_DO_TOKEN": found["token"]}
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            raise
+
+
+def until(holds: Callable[[], object], *, what: str, deadline_s: float = 15.0) -> None:
+    """Wait for a condition, at most so long."""
+    end = time.monotonic() + deadline_s
+    while not holds():
+        assert time.monotonic() < end, f"waited {deadline_s} s for {what}"
+        time.sleep(0.02)  # noqa: TID251 - a process to look at sends no event
+
+
+def processes_with(mark: str) -> list[str]:
+    """Return the command lines of living processes whose arguments hold a mark."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                if mark in line and state != "Z":
+                    found.append(line)
+    return found
