@@ -1,0 +1,170 @@
+"""The scan sees what git would, reads only what changed, and never trusts a fresh timestamp."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from chisel.errors import UsageError
+from chisel.sync.ignore import Patterns, ignore_for
+from chisel.sync.scan import scan
+from tests.sync.test_push import write
+
+GIT = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1"}
+
+
+def git(place: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(place), "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=GIT).stdout
+
+
+def files_of(root: Path, index: Path) -> set[str]:
+    return {path for path, item in scan(root, index).items.items() if item.kind != "d"}
+
+
+RULES = {
+    ".gitignore": "*.o\n/build/\nlogs/*\n!logs/keep\ndoc/**/draft\n# comment\n\\#odd\ntrailing \n[ab]x\n",
+    "sub/.gitignore": "!special.o\n*.tmp\n/only-here\n",
+}
+PATHS = [
+    *("a.c", "a.o", "build/x", "sub/build/x", "logs/x", "logs/keep", "doc/a/b/draft", "doc/draft", "#odd", "ax", "cx"),
+    *("sub/special.o", "sub/other.o", "sub/x.tmp", "x.tmp", "sub/only-here", "only-here", "sub/deep/only-here"),
+    *("sub/deep/special.o", "trailing", "naïve.o"),
+]
+
+
+@pytest.fixture
+def ruled(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    for path, text in RULES.items():
+        write(root / path, text)
+    for path in PATHS:
+        write(root / path, path)
+    return root
+
+
+@pytest.mark.real_part("git")
+def test_both_ways_to_ignore_agree_with_git(ruled: Path, tmp_path: Path) -> None:
+    by_patterns = files_of(ruled, tmp_path / "i1")
+    git(ruled, "init", "-q")
+    by_git = files_of(ruled, tmp_path / "i2")
+    listed = set(git(ruled, "ls-files", "-co", "--exclude-standard", "-z").split("\0")) - {""}
+    assert by_git == listed
+    assert by_patterns == listed
+    assert "sub/special.o" in listed
+    assert "a.o" not in listed
+
+
+@pytest.mark.real_part("git")
+def test_tracked_files_are_sent_whatever_the_patterns_say(ruled: Path, tmp_path: Path) -> None:
+    git(ruled, "init", "-q")
+    git(ruled, "add", "-f", "a.o", "build/x")
+    assert {"a.o", "build/x"} <= files_of(ruled, tmp_path / "index")
+
+
+@pytest.mark.real_part("git")
+def test_a_repository_inside_has_its_own_rules(tmp_path: Path) -> None:
+    root = tmp_path / "outer"
+    git(write(root / "a.c").parent, "init", "-q")
+    write(root / "inner" / ".gitignore", "*.o\n")
+    write(root / "inner" / "b.c")
+    write(root / "inner" / "b.o")
+    git(root / "inner", "init", "-q")
+    assert files_of(root, tmp_path / "index") == {"a.c", "inner/.gitignore", "inner/b.c"}
+
+
+@pytest.mark.real_part("git")
+def test_rules_from_above_hold_below(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    write(top / ".gitignore", "*.o\n/kernels/secret\n")
+    for name in ("a.c", "a.o", "secret"):
+        write(top / "kernels" / name)
+    git(top, "init", "-q")
+    (top / ".git" / "info" / "exclude").write_text("*.log\n")
+    write(top / "kernels" / "x.log")
+    assert files_of(top / "kernels", tmp_path / "index") == {"a.c"}
+    patterns = Patterns.above(str(top / "kernels"), str(top))
+    found = [name for name in ("a.c", "a.o", "secret", "x.log") if patterns.is_ignored(name, is_directory=False)]
+    assert found == ["a.o", "secret", "x.log"]
+
+
+@pytest.mark.real_part("git")
+def test_a_git_hook_does_not_mislead(ruled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(ruled, "init", "-q")
+    expected = files_of(ruled, tmp_path / "index")
+    git(write(tmp_path / "other" / "x").parent, "init", "-q")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
+    assert files_of(ruled, tmp_path / "index") == expected
+
+
+@pytest.mark.real_part("git")
+def test_git_that_refuses_is_an_error_not_a_guess(tmp_path: Path) -> None:
+    write(tmp_path / "tree" / "a.o")
+    write(tmp_path / "tree" / ".git", "gitdir: /nowhere\n")
+    with pytest.raises(Exception, match="git does not say"):
+        ignore_for(str(tmp_path / "tree"))
+
+
+def test_the_git_directory_is_never_sent(tmp_path: Path) -> None:
+    write(tmp_path / "tree" / ".gitkeep")
+    write(tmp_path / "tree" / "sub" / "a")
+    assert files_of(tmp_path / "tree", tmp_path / "index") == {".gitkeep", "sub/a"}
+
+
+def test_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "tree" / "a", "content")
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    _let_age(path)
+    index = tmp_path / "index"
+    first = scan(tmp_path / "tree", index)
+    text = index.read_text()
+    index.write_text(text.replace(first.items["a"].digest, "f" * 64))
+    assert scan(tmp_path / "tree", index).items["a"].digest == "f" * 64, "the remembered hash was not used"
+    write(path, "CONTENT")
+    assert scan(tmp_path / "tree", index).items["a"].digest != "f" * 64
+
+
+def _let_age(path: Path) -> None:
+    """Wait until the file's change is older than what a scan distrusts, by the file system's own clock."""
+    other = path.with_name(".clock")
+    while True:
+        other.write_text("tick")
+        age = other.stat().st_ctime_ns - path.stat().st_ctime_ns
+        other.unlink()
+        if age > 60_000_000:
+            return
+
+
+def test_a_fresh_file_is_not_remembered(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    write(tmp_path / "tree" / "a", "content")
+    scan(tmp_path / "tree", index)
+    assert not index.exists() or '"a"' not in index.read_text()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99, "files": []}', '{"version": 1, "files": [["a"]]}'])
+def test_a_damaged_index_costs_time_only(tmp_path: Path, text: str) -> None:
+    write(tmp_path / "tree" / "a", "content")
+    write(tmp_path / "index", text)
+    assert set(scan(tmp_path / "tree", tmp_path / "index").items) == {"a"}
+
+
+def test_a_tree_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        scan(tmp_path / "nothing", tmp_path / "index")
+
+
+def test_a_directory_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    write(tmp_path / "tree" / "closed" / "a")
+    (tmp_path / "tree" / "closed").chmod(0)
+    found = scan(tmp_path / "tree", tmp_path / "index")
+    (tmp_path / "tree" / "closed").chmod(0o700)
+    assert found.skipped == ("closed/: no permission to read it",)
+    shutil.rmtree(tmp_path / "tree")
