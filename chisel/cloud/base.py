@@ -1,0 +1,51 @@
+"""Declare what the engines need of a cloud, whoever fulfils it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from chisel.model import Account, CreateRequest, Droplet, DropletId, Size, SshKey
+
+
+class Cloud(Protocol):
+    """One account of a cloud.
+
+    Calls may overlap within one event loop; a failed call leaves the object usable. Each call ends within the deadline
+    the adapter was opened with, and a cancelled caller is freed at once: what was already sent may still happen.
+    Every call may raise CloudError: CredentialsRefused (401, 403), NotFoundError (404), RateLimited (429, after the
+    retries), plain CloudError for the rest. Calls that change nothing, and deletions, are retried by the adapter.
+    """
+
+    async def account(self) -> Account:
+        """Return what the account is and how many droplets it may have."""
+
+    async def sizes(self) -> list[Size]:
+        """Return every size with its price and the regions where it can be created now."""
+
+    async def list_droplets(self, *, tag: str | None = None) -> list[Droplet]:
+        """Return all droplets (with this tag), GPU and others, from all pages, by id.
+
+        The list may lag a creation by seconds.
+        """
+
+    async def get_droplet(self, id: DropletId) -> Droplet:
+        """Return one droplet; raises NotFoundError when it is gone, or not yet visible."""
+
+    async def create_droplet(self, request: CreateRequest) -> Droplet:
+        """Send one create request, exactly once, and return the new droplet.
+
+        Raises OutcomeUnknown when no clear answer came: the droplet may exist, and only its attempt tag can tell.
+        A cancelled call may have created it as well. Any other CloudError means that nothing was created.
+        """
+
+    async def destroy_droplet(self, id: DropletId) -> None:
+        """Destroy one droplet; it may stay visible for seconds. Raises NotFoundError when it is already gone."""
+
+    async def power_off(self, id: DropletId) -> None:
+        """Cut a droplet's power, sent once (OutcomeUnknown without a clear answer): it goes on billing in full."""
+
+    async def ensure_ssh_key(self, name: str, public_openssh: str) -> SshKey:
+        """Return the account's entry for a public key, registering it under `name` when it is not there."""
+
+    async def delete_tag(self, tag: str) -> None:
+        """Delete a tag, not what carries it; a tag that is already gone is fine."""
