@@ -177,16 +177,19 @@ class PullResult:
 
 @dataclass(frozen=True, slots=True)
 class KernelStats:
-    """One kernel's dispatches taken together; all times in ns, `share` from 0 to 1 of all real kernels' time."""
+    """One kernel's dispatches taken together; all times in ns, `share` from 0 to 1 of all real kernels' time.
+
+    None stands where the profiler's file holds sums only.
+    """
 
     name: str
     calls: int
     total_ns: int
     mean_ns: float
-    p50_ns: float
-    p99_ns: float
-    min_ns: int
-    max_ns: int
+    p50_ns: float | None
+    p99_ns: float | None
+    min_ns: float | None
+    max_ns: float | None
     share: float
 
 

@@ -56,7 +56,8 @@ class Connector(Protocol):
 class Order:
     """What to run: `line` is a shell line for bash, `cwd` a path on the droplet (`~/` is its home).
 
-    With `capture` the results carry the output, at most `CAPTURE_LIMIT_BYTES` of each stream.
+    With `capture` the results carry the output, at most `CAPTURE_LIMIT_BYTES` of each stream. `shown` stands for the
+    line wherever people read it.
     """
 
     line: str
@@ -64,6 +65,7 @@ class Order:
     env: Mapping[str, str] = field(default_factory=dict)
     owner: str = ""
     capture: bool = False
+    shown: str = ""
 
 
 class Control:
@@ -142,6 +144,7 @@ async def run_on_connection(
     request = {
         "run_id": run_id,
         "line": order.line,
+        "shown": order.shown or order.line,
         "cwd": order.cwd,
         "env": dict(order.env),
         "stdin": False,
@@ -216,7 +219,11 @@ class _Watch:
             self._output("stderr", frame.payload)
         elif frame.kind == Kind.STARTED:
             facts = frame.json()
-            self._sink.emit(RunStarted(host=self._host, run_id=self._run_id, line=self._order.line, cwd=facts["cwd"]))
+            self._sink.emit(
+                RunStarted(
+                    host=self._host, run_id=self._run_id, line=self._order.shown or self._order.line, cwd=facts["cwd"]
+                )
+            )
         elif frame.kind == Kind.EXIT:
             self._exit = frame.json()
         elif frame.kind == Kind.ERROR:

@@ -9,7 +9,6 @@ MODULES = {
     "probe": "probe",
     "status": "registry",
     "aggregate": "aggregate",
-    "profile": "profiler",
 }
 
 # Looking at a droplet is no use of it: these do not push its idleness away.

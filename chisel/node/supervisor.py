@@ -36,7 +36,7 @@ def main(channel: Channel, request: dict[str, Any]) -> int:
         )
     entry = registry.Entry(run_id)
     facts = {
-        "line": str(request["line"]),
+        "line": str(request.get("shown") or request["line"]),
         "cwd": str(request.get("cwd")),
         "owner": str(request.get("owner", "")),
         "started_at": time.time(),

@@ -1,0 +1,70 @@
+"""Lay a profile's directory out: kernels.csv, trace.json.gz, raw/, and a .gitignore; nothing half-written stays.
+
+Blocking: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import astuple, fields
+from datetime import datetime
+from pathlib import Path
+
+from chisel.errors import UsageError
+from chisel.model import KernelStats
+
+TABLE = "kernels.csv"
+_IGNORE = ".gitignore"
+_NAME_LENGTH = 32
+
+
+def default_out(directory: Path, line: str, now: datetime) -> Path:
+    """Return `<directory>/<time>-<command>`; the command's first word that names a program, made a file name."""
+    words = [word for word in line.split() if not re.fullmatch(r"\w+=.*|sudo|env|exec|time", word)]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(words[0]).name if words else "").strip("-.")[:_NAME_LENGTH]
+    return directory / f"{now:%Y%m%d-%H%M%S}-{name or 'command'}"
+
+
+def check_out(out: Path) -> None:
+    """Raise UsageError when `out` holds something that is no profile of chisel's: it would be replaced."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UsageError(f"`{out}` is not a directory", hint="choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not _is_ours(out):
+        raise UsageError(f"`{out}` already holds other files", hint="choose another --out")
+
+
+def _is_ours(out: Path) -> bool:
+    return (out / TABLE).is_file() and (out / _IGNORE).is_file()
+
+
+def staging_for(out: Path) -> Path:
+    """Return an empty directory beside `out` to fill; a rest of a killed run goes."""
+    staging = out.with_name(f".{out.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    return staging
+
+
+def put_in_place(staging: Path, out: Path) -> None:
+    """Make a filled directory `out`, in place of an older profile; raises OSError."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.is_dir():
+        out.rename(old)
+    staging.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_table(directory: Path, kernels: Sequence[KernelStats], pseudo: Sequence[KernelStats]) -> None:
+    """Write kernels.csv (times in ns, share from 0 to 1) and the .gitignore; pseudo rows say so in `kind`."""
+    (directory / _IGNORE).write_text("*\n")
+    with (directory / TABLE).open("w", newline="", encoding="utf-8", errors="replace") as out:
+        table = csv.writer(out)
+        table.writerow(["rank", "kind", *(field.name for field in fields(KernelStats))])
+        for rank, kernel in enumerate(kernels, 1):
+            table.writerow([rank, "kernel", *astuple(kernel)])
+        for row in pseudo:
+            table.writerow(["", "pseudo", *astuple(row)])
