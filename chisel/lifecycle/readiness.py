@@ -1,0 +1,85 @@
+"""Find out whether a droplet truly answers: its address, a nonce its shell computes, the facts its node finds."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import anyio
+
+from chisel import guard
+from chisel.cloud.base import Cloud
+from chisel.errors import HostUnreachable
+from chisel.model import Droplet, DropletId, Host
+from chisel.node.frames import Kind
+
+_FIRST_POLL_S, _SLOWEST_POLL_S = 0.25, 5.0
+_NONCE_TIMEOUT_S = 10.0
+
+
+class Connection(Protocol):
+    """What readiness needs of a connection."""
+
+    async def shell(self, line: str, *, timeout_s: float) -> Any:
+        """Run a line in the remote shell and return its status and output."""
+
+    def node(self, role: str, request: dict[str, Any]) -> Any:
+        """Start a role of the node program."""
+
+
+class Addresses:
+    """Poll the droplets that have no address yet with one listing for all (250 requests a minute are allowed)."""
+
+    def __init__(self, cloud: Cloud, waiting: set[DropletId]) -> None:
+        self._cloud = cloud
+        self._waiting = waiting
+        self._seen: dict[DropletId, Droplet] = {}
+        self._news = anyio.Event()
+
+    async def poll(self) -> None:
+        """Poll until every droplet has an address."""
+        pause = _FIRST_POLL_S
+        while self._waiting:
+            for droplet in await self._cloud.list_droplets(tag=guard.TAG):
+                if droplet.id in self._waiting and droplet.address is not None and droplet.status == "active":
+                    self._seen[droplet.id] = droplet
+                    self._waiting.discard(droplet.id)
+            self._news.set()
+            self._news = anyio.Event()
+            if self._waiting:
+                await anyio.sleep(pause)
+                pause = min(pause * 1.3, _SLOWEST_POLL_S)
+
+    async def wait(self, id: DropletId) -> Droplet:
+        """Wait until this droplet is active and has an address."""
+        while id not in self._seen:
+            await self._news.wait()
+        return self._seen[id]
+
+
+async def probe(connection: Connection, host: Host) -> dict[str, Any]:
+    """Return what the node program finds on a droplet: cloud-init, GPUs, profiler, ROCm."""
+    nonce = secrets.token_hex(16)
+    async with connection.node("probe", {"nonce": nonce}) as channel:
+        for frame in await channel.receive():
+            if frame.kind == Kind.REPLY:
+                facts: dict[str, Any] = frame.json()
+                if facts.pop("nonce_sha256", "") == hashlib.sha256(nonce.encode()).hexdigest():
+                    return facts
+    raise HostUnreachable(f"`{host.name}` did not answer the probe", host=host.name)
+
+
+async def computes_nonce(connection: Connection) -> bool:
+    """Ask the remote shell for a product that only a shell which runs commands can know."""
+    left, right = secrets.randbelow(10**6), secrets.randbelow(10**6)
+    answer = await connection.shell(f"echo chisel-$(({left} * {right}))", timeout_s=_NONCE_TIMEOUT_S)
+    return bool(answer.status == 0 and answer.stdout.strip() == f"chisel-{left * right}".encode())
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """Say in a few words what the droplet has."""
+    gpus = facts.get("gpu") or []
+    found = f"{len(gpus)} x {gpus[0]}" if gpus else "no GPU found"
+    return f"{found}, ROCm {facts['rocm']}" if facts.get("rocm") else found

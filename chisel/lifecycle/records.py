@@ -1,0 +1,129 @@
+"""Keep the state's view of droplets and intents: pure changes from one state to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from chisel import guard
+from chisel.cloud.cloudinit import user_data
+from chisel.errors import HostUnreachable
+from chisel.lifecycle.offer import Wish
+from chisel.model import Bill, CreateRequest, Droplet, Host, Size
+from chisel.ssh.keys import KeyPair
+from chisel.state import CloudState, DropletRecord, Intent, State
+
+
+def host_of(record: DropletRecord) -> Host:
+    """Return the droplet as SSH sees it; it must have an address."""
+    if record.address is None:
+        raise HostUnreachable(f"`{record.name}` has no address yet", host=record.name, hint="chisel up")
+    return Host(
+        name=record.name,
+        droplet_id=record.id,
+        address=record.address,
+        port=record.port,
+        user="root",
+        host_key=record.host_key,
+    )
+
+
+def create_request(intent: Intent, wish: Wish, fingerprint: str, host_key: KeyPair, owner: str) -> CreateRequest:
+    """Build the one request of an intent; user data carries the host key's private half to the droplet."""
+    until = intent.started_at + wish.ttl if wish.ttl else None
+    return CreateRequest(
+        name=intent.name,
+        region=intent.region,
+        size=intent.size,
+        image=intent.image,
+        ssh_keys=(fingerprint,),
+        tags=guard.make_tags(owner=owner, pool=intent.pool, project=wish.project, attempt=intent.attempt, until=until),
+        user_data=user_data(
+            host_private_key=host_key.private_openssh, host_public_key=host_key.public_openssh, hostname=intent.name
+        ),
+    )
+
+
+def with_intents(mine: CloudState, wish: Wish, size: Size, region: str, keys: Mapping[str, str]) -> CloudState:
+    """Write an intent down, with a free name, for each droplet the wish still lacks (attempt to public host key).
+
+    What is recorded or being created counts, whoever creates it.
+    """
+    taken = [*mine.pools.get(wish.pool, {}), *(one.name for one in mine.intents.values() if one.pool == wish.pool)]
+    missing = max(0, wish.count - len(taken))
+    intents = dict(mine.intents)
+    for name, (attempt, host_key) in zip(guard.free_names(wish.pool, taken, missing), keys.items(), strict=False):
+        intents[attempt] = Intent(
+            attempt=attempt,
+            pool=wish.pool,
+            name=name,
+            size=size.slug,
+            region=region,
+            image=wish.image,
+            started_at=datetime.now(UTC),
+            host_key=host_key,
+            usd_per_hour=size.usd_per_hour,
+        )
+    return replace(mine, intents=intents)
+
+
+def record_of(intent: Intent, droplet: Droplet) -> DropletRecord:
+    """Make the record of a droplet that an intent's request created."""
+    return DropletRecord(
+        id=droplet.id,
+        name=droplet.name,
+        pool=intent.pool,
+        address=droplet.address,
+        port=droplet.port,
+        host_key=intent.host_key,
+        region=intent.region,
+        size=intent.size,
+        image=intent.image,
+        usd_per_hour=droplet.usd_per_hour or intent.usd_per_hour,
+        created_at=droplet.created_at,
+        attempt=intent.attempt,
+        is_ready=False,
+        facts={},
+    )
+
+
+def bill_for(record: DropletRecord, *, error: str | None = None) -> Bill:
+    """Work out what a droplet cost until now; an error leaves the cost at zero and says why."""
+    seconds = (datetime.now(UTC) - record.created_at).total_seconds()
+    usd = guard.cost(record.usd_per_hour, seconds) if error is None else Decimal(0)
+    return Bill(
+        host=record.name, droplet_id=record.id, seconds=seconds, usd_per_hour=record.usd_per_hour, usd=usd, error=error
+    )
+
+
+def map_cloud(state: State, api_url: str, change: Callable[[CloudState], CloudState]) -> State:
+    """Change one cloud's part of the state."""
+    changed = change(state.clouds.get(api_url) or CloudState())
+    return replace(state, clouds={**state.clouds, api_url: changed})
+
+
+def without_intent(mine: CloudState, attempt: str) -> CloudState:
+    """Drop an intent that is settled."""
+    return replace(mine, intents={key: value for key, value in mine.intents.items() if key != attempt})
+
+
+def with_record(mine: CloudState, record: DropletRecord) -> CloudState:
+    """Put a droplet into its pool."""
+    pool = {**mine.pools.get(record.pool, {}), record.name: record}
+    return replace(mine, pools={**mine.pools, record.pool: pool})
+
+
+def settled(mine: CloudState, record: DropletRecord) -> CloudState:
+    """Replace an intent by its droplet's record; a record that is there already, perhaps ready, stays."""
+    mine = without_intent(mine, record.attempt)
+    known = mine.pools.get(record.pool, {}).get(record.name)
+    return mine if known is not None and known.id == record.id else with_record(mine, record)
+
+
+def without_record(mine: CloudState, record: DropletRecord) -> CloudState:
+    """Drop a droplet, and its pool with the last one."""
+    pool = {name: one for name, one in mine.pools.get(record.pool, {}).items() if one.id != record.id}
+    pools = {**mine.pools, record.pool: pool}
+    return replace(mine, pools={name: droplets for name, droplets in pools.items() if droplets})
