@@ -36,9 +36,9 @@ class JsonLines:
         """Write one object; never blocks."""
         self._writer.write(_STDOUT, encode(event))
 
-    def write(self, kind: str, **facts: Any) -> None:
-        """Write an object that is no engine's event: the error or the end of a command."""
-        self._writer.write(_STDOUT, line(kind, **facts))
+    def end(self, status: int, source: str) -> None:
+        """Write the last object of a command that was not refused: its status, and whose that is."""
+        self._writer.write(_STDOUT, line("ended", status=status, source=source))
 
     async def drain(self) -> None:
         """Wait until the reader keeps up."""

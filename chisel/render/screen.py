@@ -90,6 +90,9 @@ class Screen:
             self.say(f"{words.count(len(self._bills), 'droplet')} destroyed, {words.usd(total)} in all")
         self._results, self._bills = [], []
 
+    def end(self, status: int, source: str) -> None:
+        """Say nothing: a shell tells its user the status."""
+
     def say(self, text: str, style: str = "") -> None:
         """Write one line of chisel's own to stderr, with control characters made harmless."""
         line = clean(text)

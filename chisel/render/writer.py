@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 
 import anyio
 from anyio import CapacityLimiter, to_thread
+from anyio.abc import TaskStatus
 
 HIGH_WATER_BYTES = 1 << 20
-LAST_FLUSH_S = 5.0
+LAST_FLUSH_S = 0.5
 _AT_ONCE = 64
 
 
@@ -88,13 +89,25 @@ def _write_all(descriptor: int, chunks: list[bytes]) -> None:
 
 @asynccontextmanager
 async def open_writer() -> AsyncIterator[Writer]:
-    """Give a writer whose task ends with the block, after what is queued was written (at most `LAST_FLUSH_S`)."""
-    writer = Writer()
+    """Give a writer; leaving waits until a reader has taken all that is queued, however slow it is.
+
+    Cancelled, or left by an error, it waits at most `LAST_FLUSH_S`: the writing goes on until then.
+    """
+    writer, service = Writer(), anyio.CancelScope(shield=True)
+
+    async def serve(*, task_status: TaskStatus[None]) -> None:
+        with service:  # outlives its users: what they say while they are being cancelled is still written
+            task_status.started()
+            await writer.run()
+
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(writer.run)
+        await tasks.start(serve)
         try:
             yield writer
-        finally:
+            await writer.flush()
+        except BaseException:
             with anyio.move_on_after(LAST_FLUSH_S, shield=True):
                 await writer.flush()
-            tasks.cancel_scope.cancel()
+            raise
+        finally:
+            service.cancel()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+import anyio
 import asyncssh
 
 from chisel.errors import HostUnreachable, NotReady
@@ -17,6 +19,7 @@ from chisel.ssh.boot import MISSING, MISSING_STATUS
 BUFFER_LIMIT = 1 << 20
 _STDERR_LIMIT = 8192
 _SHOWN = 200
+_END_S, _CLOSE_S = 1.0, 2.0
 
 
 class NodeSession(asyncssh.SSHClientSession[bytes]):
@@ -35,6 +38,7 @@ class NodeSession(asyncssh.SSHClientSession[bytes]):
         self._decoder = frames.Decoder()
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
         self._is_paused = False
+        self._is_discarding = False
         self.news = asyncio.Event()
         self.may_write = asyncio.Event()
         self.may_write.set()
@@ -87,7 +91,14 @@ class NodeSession(asyncssh.SSHClientSession[bytes]):
             self._channel.resume_reading()
         return found
 
+    def discard(self) -> None:
+        """Drop what comes from now on: nobody reads it, and a paused peer would never get to its end."""
+        self._is_discarding = True
+        self.take_waiting()
+
     def _take(self, data: bytes) -> None:
+        if self._is_discarding:
+            return
         if not self._has_begun:
             self._begun += data
             if MISSING.startswith(self._begun[: len(MISSING)]):
@@ -131,6 +142,21 @@ class NodeChannel:
         """Say that nothing more will be sent."""
         if not self._session.is_closed:
             self._channel.write_eof()
+
+    async def close(self) -> None:
+        """Let the role end by itself, then close the channel: in bounded time, whatever is being cancelled.
+
+        The role sees the end of its input and ends what it runs; that the channel closes then is the proof.
+        """
+        self._session.discard()
+        with anyio.move_on_after(_CLOSE_S, shield=True):
+            if not self._session.is_closed:
+                with suppress(OSError, asyncssh.Error):
+                    self._channel.write_eof()
+            with anyio.move_on_after(_END_S):
+                await self._channel.wait_closed()
+            self._channel.close()
+            await self._channel.wait_closed()
 
     async def receive(self) -> list[Frame]:
         """Return the frames at hand, waiting when there is none; an empty list means that the role has ended.

@@ -159,17 +159,17 @@ class Connection:
         when something else than the program answers.
         """
         async with self._sessions:
-            channel, raw = await self._start(role, request)
+            channel = await self._start(role, request)
             try:
                 yield channel
             finally:
-                await _close(raw)
+                await channel.close()
 
-    async def _start(self, role: str, request: dict[str, Any]) -> tuple[NodeChannel, asyncssh.SSHClientChannel[bytes]]:
+    async def _start(self, role: str, request: dict[str, Any]) -> NodeChannel:
         program = self._program
         for ships in (False, True):
             line = install_line(program.sha256, role, len(program.data)) if ships else start_line(program.sha256, role)
-            channel, raw = await self._session(line)
+            channel = await self._session(line)
             try:
                 with translated(self.host, f"starting `{role}`"), anyio.fail_after(self._deadlines.hello_s):
                     if ships:
@@ -177,18 +177,18 @@ class Connection:
                     with suppress(HostUnreachable):  # it may have ended, saying why: greet tells
                         await channel.send_json(Kind.REQUEST, request)
                     if await channel.greet():
-                        return channel, raw
+                        return channel
             except BaseException:
-                await _close(raw)
+                await channel.close()
                 raise
-            await _close(raw)
+            await channel.close()
         raise NotReady(f"`{self.host.name}` does not keep the node program", host=self.host.name)
 
-    async def _session(self, line: str) -> tuple[NodeChannel, asyncssh.SSHClientChannel[bytes]]:
+    async def _session(self, line: str) -> NodeChannel:
         with translated(self.host, "opening a session"), anyio.fail_after(self._deadlines.hello_s):
             session = NodeSession(self.host)
             raw, _ = await self._raw.create_session(lambda: session, line, encoding=None, request_pty=False)
-        return NodeChannel(self.host, session, raw), raw
+        return NodeChannel(self.host, session, raw)
 
     async def shell(self, line: str, *, timeout_s: float, input: bytes = b"") -> ShellAnswer:
         """Run a short line in the remote shell and return all it gave: for readiness, never for user commands.
@@ -221,13 +221,6 @@ class Connection:
                     async with sftp.open(new, "wb", asyncssh.SFTPAttrs(permissions=mode)) as out:
                         await out.write(data)
                     await sftp.posix_rename(new, str(path))
-
-
-async def _close(channel: asyncssh.SSHClientChannel[bytes]) -> None:
-    """Close a session's channel and wait for the peer's word, in bounded time, whatever is being cancelled."""
-    channel.close()
-    with anyio.move_on_after(_CLOSE_S, shield=True):
-        await channel.wait_closed()
 
 
 def _bytes(data: bytes | str | bytearray | memoryview | None) -> bytes:
