@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from chisel.model import (
@@ -145,6 +146,15 @@ class ProfileRanked(Event):
 
     result: ProfileResult
     top: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileSaved(Event):
+    """The files of one droplet's profile are in the directory `out`."""
+
+    kind: ClassVar[str] = "profile-saved"
+
+    out: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ CHECKS = [
     ["ruff", "format", "--check", "."],
     ["ruff", "check", "."],
     ["mypy"],
-    ["mypy", "--version"],
+    ["mypy", "--python-version", "3.10", "chisel/node"],
 ]
 TESTS = ["pytest"]
 

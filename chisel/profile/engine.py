@@ -15,7 +15,7 @@ import anyio
 from anyio import to_thread
 
 from chisel.errors import ChiselError, HostUnreachable, RemoteError
-from chisel.events import Notice, ProfileRanked, Progress, Sink
+from chisel.events import Notice, ProfileRanked, ProfileSaved, Progress, Sink
 from chisel.model import Host, ProfileResult, PullResult, RunResult
 from chisel.node.frames import Frame, Kind
 from chisel.profile.archive import check_out, put_in_place, staging_for, write_table
@@ -111,7 +111,7 @@ async def _bring(
     for note in answer.get("withheld") or ():
         sink.emit(Notice(host=result.host, message=str(note), level="warning"))
     await _fetch_into(connection, remote, out, ranking, fetch)
-    sink.emit(Notice(host=result.host, message=f"kernels.csv, trace.json.gz and raw files are in {out}"))
+    sink.emit(ProfileSaved(host=result.host, out=out))
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import RenderableType
@@ -19,11 +20,15 @@ from chisel.render.writer import Writer
 STDOUT, STDERR = 1, 2
 _COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
 _PLAIN_PROGRESS_EVERY_S = 5.0
+_PIPED_WIDTH = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How text is to look: widths in columns, colour and terminal per stream, prefixes before output lines."""
+    """How text is to look: widths in columns, colour and terminal per stream, prefixes before output lines.
+
+    Paths below `cwd` are shown relative to it.
+    """
 
     width: int = 80
     stdout_is_terminal: bool = False
@@ -32,6 +37,7 @@ class Look:
     colour_stderr: bool = False
     prefix: Literal["auto", "name", "none"] = "auto"
     quiet: bool = False
+    cwd: Path | None = None
 
 
 class Screen:
@@ -55,8 +61,9 @@ class Screen:
             events.SyncEnded: self._sync_ended,
             events.PullEnded: self._pull_ended,
             events.ProfileRanked: self._ranked,
+            events.ProfileSaved: self._saved,
             events.Billed: self._billed,
-            events.StatusReported: lambda event: self._data(tables.pools(event.pools)),
+            events.StatusReported: lambda event: self._data(tables.pools(event.pools, width=self._look.width)),
             events.SweepReported: lambda event: self._data(tables.sweep(event.items)),
             events.Facts: lambda event: self._data(tables.facts(event.title, event.facts)),
         }
@@ -104,7 +111,8 @@ class Screen:
         self._writer.write(descriptor, data)
 
     def _data(self, renderable: RenderableType) -> None:
-        self._put(STDOUT, tables.to_text(renderable, width=self._look.width, colour=self._look.colour_stdout).encode())
+        width = self._look.width if self._look.stdout_is_terminal else max(self._look.width, _PIPED_WIDTH)
+        self._put(STDOUT, tables.to_text(renderable, width=width, colour=self._look.colour_stdout).encode())
 
     def _table(self, renderable: RenderableType) -> None:
         self._put(STDERR, tables.to_text(renderable, width=self._look.width, colour=self._look.colour_stderr).encode())
@@ -191,7 +199,9 @@ class Screen:
             self.say(f"error: {one.host}: {one.error}", "31")
             return
         if not self._look.quiet:
-            self.say(f"{one.host}: {words.count(one.files, 'file')} ({words.size(one.bytes)}) into {one.target}")
+            self.say(
+                f"{one.host}: {words.count(one.files, 'file')} ({words.size(one.bytes)}) into {self._path(one.target)}"
+            )
         for path in one.skipped:
             self.say(f"{one.host}: not written: {path}", "33")
 
@@ -200,6 +210,17 @@ class Screen:
             self.say(f"error: {event.result.host}: {event.result.error}", "31")
         if event.result.kernels or event.result.pseudo:
             self._table(tables.kernels(event.result, event.top))
+
+    def _saved(self, event: events.ProfileSaved) -> None:
+        if not self._look.quiet:
+            names = "kernels.csv, trace.json.gz and the raw files"
+            self.say(f"{self._named(event.host)}{names} are in {self._path(event.out)}")
+
+    def _path(self, path: Path) -> str:
+        """Show a path as the user would type it: relative where it lies below the current directory."""
+        if self._look.cwd is None or not path.is_relative_to(self._look.cwd):
+            return str(path)
+        return f"./{path.relative_to(self._look.cwd)}".removesuffix("/.")
 
     def _billed(self, event: events.Billed) -> None:
         bill = event.bill

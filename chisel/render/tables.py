@@ -23,6 +23,8 @@ from chisel.render import words
 from chisel.render.clean import clean
 
 _SHOWN_NAME_LENGTH = 200
+_WIDTH_FOR_IDS = 100
+_BETWEEN_COLUMNS = 3
 
 
 def to_text(renderable: RenderableType, *, width: int, colour: bool) -> str:
@@ -106,42 +108,52 @@ def _kernel_cells(kernel: KernelStats) -> tuple[RenderableType, ...]:
     )
 
 
-def pools(reported: Sequence[PoolStatus]) -> RenderableType:
-    """Show every pool with its droplets, what runs there, what it costs."""
+def pools(reported: Sequence[PoolStatus], *, width: int) -> RenderableType:
+    """Show every pool with its droplets, what runs there, what it costs; ids only where they fit into `width`."""
     if not reported:
         return Text("Nothing is up.")
-    return Group(*(part for pool in reported for part in _pool(pool)))
+    return Group(*(part for pool in reported for part in _pool(pool, width)))
 
 
-def _pool(pool: PoolStatus) -> tuple[RenderableType, ...]:
-    table = _table(
-        "droplet", "id", "cloud", "answers", "region", "size", "up for", "idle", "cost", "per hour", "runs",
-        right=("id", "up for", "idle", "cost", "per hour"),
-    )  # fmt: skip
-    for droplet in pool.droplets:
-        table.add_row(*_droplet_cells(droplet))
-    return (
-        Text(f"pool {clean(pool.name)} · self-destruct: {clean(pool.self_destruct)}", style="bold"),
-        table,
-        Text(""),
-    )
+def _pool(pool: PoolStatus, width: int) -> tuple[RenderableType, ...]:
+    """Show one pool: what all its droplets share stands in the title, what differs in a column of its own."""
+    kinds = {_kind(droplet) for droplet in pool.droplets}
+    title = [f"pool {pool.name}", f"self-destruct: {pool.self_destruct}"]
+    if len(kinds) == 1:
+        title.insert(1, f"{len(pool.droplets)} of {kinds.pop()}")
+    names = ["droplet", *(["id"] if width >= _WIDTH_FOR_IDS else []), "cloud", "answers", "up for", "idle", "cost"]
+    names += ["kind"] if kinds else []
+    rows = [_droplet_cells(droplet) for droplet in pool.droplets]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    left = width
+    for name in names:
+        needed = max(len(name), *(cells[name].cell_len for cells in rows))
+        left -= needed + _BETWEEN_COLUMNS
+        is_number = name in {"id", "up for", "idle", "cost"}
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=True, min_width=needed)
+    table.add_column("runs", no_wrap=True, overflow="ellipsis", max_width=max(left, len("runs")))
+    for cells in rows:
+        table.add_row(*(cells[name] for name in [*names, "runs"]))
+    return (_safe(" · ".join(title), "bold"), table, Text(""))
 
 
-def _droplet_cells(droplet: DropletStatus) -> tuple[RenderableType, ...]:
+def _kind(droplet: DropletStatus) -> str:
+    return f"{droplet.size} in {droplet.region}, {words.usd(droplet.usd_per_hour)} per hour"
+
+
+def _droplet_cells(droplet: DropletStatus) -> dict[str, Text]:
     running = [run for run in droplet.runs if run.is_running]
-    return (
-        _safe(droplet.host),
-        str(droplet.droplet_id),
-        _safe(droplet.cloud_status),
-        Text("yes", style="green") if droplet.is_reachable else Text("no", style="red"),
-        _safe(droplet.region),
-        _safe(droplet.size),
-        words.duration(droplet.age_s),
-        "-" if droplet.idle_s is None else words.duration(droplet.idle_s),
-        words.usd(droplet.usd_so_far),
-        words.usd(droplet.usd_per_hour),
-        _safe("; ".join(run.line for run in running)[:80]),
-    )
+    return {
+        "droplet": _safe(droplet.host),
+        "id": Text(str(droplet.droplet_id)),
+        "cloud": _safe(droplet.cloud_status),
+        "answers": Text("yes", style="green") if droplet.is_reachable else Text("no", style="red"),
+        "up for": Text(words.duration(droplet.age_s)),
+        "idle": Text("-" if droplet.idle_s is None else words.duration(droplet.idle_s)),
+        "cost": Text(words.usd(droplet.usd_so_far)),
+        "kind": _safe(_kind(droplet)),
+        "runs": _safe("; ".join(run.line.replace("\n", " ") for run in running)),
+    }
 
 
 def sweep(items: Sequence[SweepItem]) -> RenderableType:

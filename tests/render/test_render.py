@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,7 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chisel import events
-from chisel.model import Bill, DropletId, KernelStats, ProfileResult, RunId, RunResult, SyncResult
+from chisel.model import (
+    Bill,
+    DropletId,
+    DropletStatus,
+    KernelStats,
+    PoolStatus,
+    ProfileResult,
+    PullResult,
+    RunId,
+    RunningCommand,
+    RunResult,
+    SyncResult,
+)
 from chisel.render import jsonl, open_sink, tables, words
 from chisel.render.clean import clean, clean_lines
 from chisel.render.prefix import LONGEST_LINE, LinePrefixer
@@ -208,6 +221,7 @@ def test_every_event_has_a_json_form() -> None:
         events.Billed(host="a", bill=bill),
         events.SyncEnded(host="a", result=SyncResult(host="a", root="~/x", skipped=("\udcff",))),
         events.ProfileRanked(host="a", result=ProfileResult(host="a", status=0, out=Path("/x"))),
+        events.ProfileSaved(host="a", out=Path("/x")),
         events.Progress(task="t", done=1),
         events.Facts(title="t", facts={"a": [1, "b"]}),
     ]
@@ -220,3 +234,50 @@ def test_every_event_has_a_json_form() -> None:
 async def test_open_sink_gives_json_when_asked() -> None:
     async with open_sink(json=True, look=Look()) as sink:
         assert isinstance(sink, jsonl.JsonLines)
+
+
+def droplet(number: int, region: str = "nyc2") -> DropletStatus:
+    run = RunningCommand(RunId("r"), "make -j8 && ./bench.sh --all\n" * 9, datetime(2026, 1, 1, tzinfo=UTC), True)
+    return DropletStatus(
+        host=f"chisel-dev-{number}",
+        droplet_id=DropletId(512345670 + number),
+        cloud_status="active",
+        region=region,
+        size="gpu-mi300x1-192gb",
+        usd_per_hour=Decimal("1.99"),
+        usd_so_far=Decimal("123.45"),
+        age_s=3 * 86400 + 7000.0,
+        is_reachable=True,
+        idle_s=3599.0,
+        runs=(run,),
+    )
+
+
+@pytest.mark.parametrize(("width", "has_ids"), [(80, False), (120, True)])
+def test_status_keeps_one_line_for_each_droplet(width: int, has_ids: bool) -> None:
+    pool = PoolStatus("chisel-dev", (droplet(1), droplet(2)), "off")
+    shown = tables.to_text(tables.pools([pool], width=width), width=width, colour=False).splitlines()
+    assert max(map(len, shown)) <= width
+    assert "2 of gpu-mi300x1-192gb in nyc2, $1.99 per hour" in " ".join(shown)
+    rows = [line for line in shown if line.startswith("chisel-dev-")]
+    assert len(rows) == 2
+    assert all("3 d 1 h" in row and "$123.45" in row and "make -j8" in row for row in rows)
+    assert ("512345671" in rows[0]) is has_ids
+
+
+def test_status_of_a_mixed_pool_says_what_each_droplet_is() -> None:
+    pool = PoolStatus("chisel-dev", (droplet(1), droplet(2, "atl1")), "off")
+    shown = tables.to_text(tables.pools([pool], width=200), width=200, colour=False).splitlines()
+    assert "gpu-mi300x1-192gb" not in shown[0]
+    rows = [line for line in shown if line.startswith("chisel-dev-")]
+    assert ["in nyc2" in row for row in rows] == [True, False]
+    assert ["in atl1" in row for row in rows] == [False, True]
+
+
+async def test_paths_below_the_current_directory_are_shown_as_they_are_typed() -> None:
+    pulled = [
+        events.PullEnded(host="a", result=PullResult(host="a", target=Path(target)))
+        for target in ("/work", "/work/out", "/elsewhere")
+    ]
+    _, err = await shown(Look(cwd=Path("/work")), ["a"], pulled)
+    assert [line.rsplit(" ", 1)[1] for line in err.decode().splitlines()] == [".", "./out", "/elsewhere"]

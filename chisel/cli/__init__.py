@@ -1,0 +1,1 @@
+"""Read the command line, call the client, leave with the right status."""

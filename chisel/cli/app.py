@@ -1,0 +1,170 @@
+"""Run one command line: the group of commands, errors to text and status, signals to cancellation.
+
+This is the only place that turns exceptions into text. An exception nobody foresaw is a bug: status 1, and how to
+report it; its traceback shows only under `--debug`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import anyio
+import asyncclick as click
+
+import chisel
+from chisel.cli.session import Session, wants_json
+from chisel.errors import ChiselError
+
+INTERRUPTED = 128
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# The loop first, from top to bottom, then what looks after it.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "auth": ("account", "Store and verify a DigitalOcean token, show what the account may do."),
+    "up": ("droplets", "Bring droplets up: reuse what exists, create what is missing."),
+    "sync": ("loop", "Push what changed in the local tree to the droplets."),
+    "run": ("loop", "Run a command there, with live output and its own exit status."),
+    "profile": ("loop", "Run a command under the profiler, rank the hottest kernels."),
+    "pull": ("loop", "Bring artifacts back."),
+    "down": ("droplets", "Destroy the droplets, confirm it, show what they cost."),
+    "status": ("droplets", "Show what is up, what runs there, what it costs."),
+    "sweep": ("droplets", "Find droplets past their limits or half made, and destroy them on request."),
+    "demo": ("sandbox", "Show the whole loop on an embedded cloud: no account, no cost."),
+    "sandbox": ("sandbox", "Start, show or stop the embedded cloud in the background."),
+    "completion": ("account", "Print the shell code that completes chisel's commands."),
+}
+
+
+class Commands(click.Group):
+    """Load a command's module when the command is named: help needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the loop."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module and return the command, None when there is no such command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = __import__(f"chisel.cli.{COMMANDS[cmd_name][0]}", fromlist=[cmd_name])
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with one line each, without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="A new user's first command: chisel demo. Results go to stdout, everything chisel says to stderr.",
+)
+@click.version_option(chisel.__version__, prog_name="chisel")
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Write AMD GPU kernels here, run and profile them on rented MI300X droplets."""
+    ctx.ensure_object(Session).debug = debug or ctx.obj.debug
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command line and return the exit status."""
+    session = Session(debug="--debug" in arguments[:1])
+    if any(name.endswith("_COMPLETE") for name in os.environ if name.startswith("_CHISEL")):
+        return _complete(session)
+    try:
+        return anyio.run(_under_signals, session, list(arguments), backend="asyncio")
+    except BaseException as error:  # noqa: BLE001 - the boundary where errors become text and status
+        leaves = list(_leaves(error))
+        if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+            return INTERRUPTED + signal.SIGINT
+        return _report(leaves, session, arguments)
+
+
+async def _under_signals(session: Session, arguments: list[str]) -> int:
+    """Run the command; a signal goes to the command under way if it takes it, else it cancels everything."""
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as scope, anyio.open_signal_receiver(*_SIGNALS) as arriving:
+            caught: list[int] = []
+            tasks.start_soon(_watch_signals, arriving, session, scope, caught)
+            await cli.main(args=arguments, prog_name="chisel", standalone_mode=False, obj=session)
+        tasks.cancel_scope.cancel()
+    return INTERRUPTED + caught[0] if caught else session.status
+
+
+async def _watch_signals(arriving: Any, session: Session, scope: anyio.CancelScope, caught: list[int]) -> None:
+    async for number in arriving:
+        caught.append(int(number))
+        if not session.takes_signal(int(number)):
+            scope.cancel()
+
+
+def _complete(session: Session) -> int:
+    from asyncclick.shell_completion import shell_complete
+
+    async def complete() -> int:
+        variable = next(name for name in os.environ if name.startswith("_CHISEL") and name.endswith("_COMPLETE"))
+        return int(await shell_complete(cli, {"obj": session}, "chisel", variable, os.environ[variable]))
+
+    return anyio.run(complete)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _report(leaves: list[BaseException], session: Session, arguments: Sequence[str]) -> int:
+    """Say what went wrong, the most telling error of a group only, and return its status."""
+    error = min(leaves, key=_rank)
+    if isinstance(error, click.exceptions.Exit):
+        return int(error.exit_code)
+    if isinstance(error, click.exceptions.Abort):
+        return INTERRUPTED + signal.SIGINT
+    message, hint, status = _words(error)
+    if session.debug:
+        traceback.print_exception(error)
+    if session.json or wants_json(arguments):
+        _report_json(error, message, hint, status)
+    else:
+        for line in (f"error: {message}", f"hint: {hint}" if hint else ""):
+            if line:
+                click.echo(session.harmless(line), err=True)
+    return status
+
+
+def _report_json(error: BaseException, message: str, hint: str | None, status: int) -> None:
+    from chisel.render.jsonl import line
+
+    facts = {"error": type(error).__name__, "message": message, "hint": hint, "status": status}
+    sys.stdout.buffer.write(line("error", **facts) + line("ended", status=status, source="chisel"))
+
+
+def _rank(error: BaseException) -> int:
+    if isinstance(error, ChiselError):
+        return 0
+    return 1 if isinstance(error, click.ClickException) else 2
+
+
+def _words(error: BaseException) -> tuple[str, str | None, int]:
+    if isinstance(error, ChiselError):
+        return error.message, error.hint, error.exit_status
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "chisel"
+        return error.format_message(), f"{path} --help", 2
+    if isinstance(error, click.ClickException):
+        return error.format_message(), None, error.exit_code
+    if isinstance(error, BrokenPipeError):
+        return "whoever read the output went away", None, 1
+    said = f"a bug in chisel {chisel.__version__}: {type(error).__name__}: {error}"
+    return said, "chisel --debug ... shows where; please report it with that text", 1

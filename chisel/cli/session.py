@@ -1,0 +1,175 @@
+"""Hold what one command needs around it: its output, its client, signals, questions to the user."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+if TYPE_CHECKING:
+    from chisel.client import Client, Pool
+    from chisel.model import StatusSource
+
+_COMMANDS_WITH_WORDS = {"run", "profile"}
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+DEFAULT_WIDTH = 80
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Say whether `--json` is among chisel's own options: what follows a remote command belongs to that command."""
+    words = list(arguments)
+    for index, word in enumerate(words):
+        if word == "--":
+            return False
+        if word == "--json":
+            return True
+        if (
+            index
+            and not word.startswith("-")
+            and words[0] in _COMMANDS_WITH_WORDS
+            and words[index - 1] not in _TAKES_VALUE
+        ):
+            return False
+    return False
+
+
+_TAKES_VALUE = {"--pool", "--on", "--trace", "--out", "--top", "--env", "--prefix"}
+
+
+class Session:
+    """One command's surroundings; `status` is what chisel leaves with, `source` whose status that is."""
+
+    def __init__(self, *, debug: bool = False) -> None:
+        self.debug = debug
+        self.json = False
+        self.quiet = False
+        self.prefix: Any = "auto"
+        self.status = 0
+        self.source: StatusSource = "chisel"
+        self._take_signal: Callable[[int], bool] | None = None
+        self._screen: Any = None
+
+    # -- output
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Client]:
+        """Open the output and a client that reports to it; everything is written when the block ends."""
+        import chisel
+
+        async with self.output() as sink, chisel.open(sink=sink) as client:
+            yield client
+
+    @asynccontextmanager
+    async def output(self) -> AsyncIterator[Any]:
+        """Open the output alone: the sink that fits the terminal, the pipe or `--json`."""
+        from chisel.render import open_sink
+
+        async with open_sink(json=self.json, look=self._look()) as screen:
+            self._screen = screen
+            try:
+                yield screen
+            finally:
+                self._screen = None
+                screen.finish()
+            screen.end(self.status, self.source)
+
+    def _look(self) -> Any:
+        from chisel.render.screen import Look
+
+        no_colour = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+        on_stdout, on_stderr = _is_terminal(1), _is_terminal(2)
+        return Look(
+            width=_width(),
+            stdout_is_terminal=on_stdout,
+            stderr_is_terminal=on_stderr,
+            colour_stdout=on_stdout and not no_colour,
+            colour_stderr=on_stderr and not no_colour,
+            prefix=self.prefix,
+            quiet=self.quiet,
+            cwd=Path.cwd(),
+        )
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Tell the screen whose output is to come."""
+        if self._screen is not None:
+            self._screen.expect(names)
+
+    @staticmethod
+    def harmless(text: str) -> str:
+        """Make a message's control characters visible before it reaches a terminal."""
+        return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text).encode("utf-8", "replace").decode()
+
+    # -- signals
+
+    def takes_signal(self, number: int) -> bool:
+        """Hand a signal to the command under way; False when it does not want it."""
+        return self._take_signal is not None and self._take_signal(number)
+
+    def hand_signals_to(self, taker: Callable[[int], bool] | None) -> None:
+        """Let `taker` decide about signals from now on; it returns False to have everything cancelled."""
+        self._take_signal = taker
+
+    # -- questions
+
+    @property
+    def may_ask(self) -> bool:
+        """Say whether there is somebody to ask: a terminal on both sides and no machine reading."""
+        return not self.json and _is_terminal(0) and _is_terminal(2)
+
+    async def ask(self, question: str) -> str:
+        """Ask on the terminal and return the answer's line; end of input is an empty answer."""
+        sys.stderr.write(self.harmless(question) + " ")
+        sys.stderr.flush()
+        answer = b""
+        while not answer.endswith(b"\n"):
+            await anyio.wait_readable(sys.stdin)
+            piece = os.read(0, 4096)
+            if not piece:
+                break
+            answer += piece
+        return answer.decode("utf-8", "replace").strip()
+
+    async def confirms(self, question: str) -> bool:
+        """Ask a yes-or-no question; anything but y or yes is no."""
+        return (await self.ask(f"{question} [y/N]")).lower() in {"y", "yes"}
+
+
+def _is_terminal(descriptor: int) -> bool:
+    try:
+        return os.isatty(descriptor)
+    except OSError:
+        return False
+
+
+def _width() -> int:
+    for descriptor in (2, 1, 0):
+        try:
+            columns = os.get_terminal_size(descriptor).columns
+        except OSError:
+            continue
+        if columns > 0:
+            return columns
+    columns_set = os.environ.get("COLUMNS", "")
+    return int(columns_set) if columns_set.isdigit() and int(columns_set) > 0 else DEFAULT_WIDTH
+
+
+async def choose(client: Client, session: Session, *, pool: str | None, everywhere: bool, on: str | None) -> Pool:
+    """Return the droplets a command is meant for; a pool of several needs `--all` or `--on`."""
+    from chisel.errors import UsageError
+
+    chosen = await client.pool(pool)
+    if on is not None:
+        chosen = chosen.on(*[name.strip() for name in on.split(",") if name.strip()])
+    elif len(chosen) > 1 and not everywhere:
+        raise UsageError(
+            f"pool `{chosen.name}` has {len(chosen)} droplets: say `--all`, or `--on NAME[,NAME]`",
+            hint=f"names: {', '.join(chosen.names)}",
+        )
+    session.expect(chosen.names)
+    return chosen

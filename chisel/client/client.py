@@ -1,0 +1,367 @@
+"""Compose the engines into the public async API: `chisel.open()`, `Client`, `Pool`.
+
+>>> async with chisel.open() as c:
+...     pool = await c.up("bench", count=4)
+...     await pool.sync(".")
+...     results = await pool.run("make bench")
+...     await pool.down()
+
+Connections to the cloud and to droplets are opened when first needed and closed with the client. Nothing is printed:
+hand in a `Sink` to see events.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import to_thread
+
+from chisel import guard
+from chisel.client.pool import Pool, by_number
+from chisel.config import Config, Project, find_project, load_config, save_token
+from chisel.errors import ConfigError, HostUnreachable, UsageError
+from chisel.events import Facts, NullSink, Sink, StatusReported, SweepReported
+from chisel.model import (
+    Account,
+    Bill,
+    DropletStatus,
+    PoolStatus,
+    RunId,
+    RunningCommand,
+    Secret,
+    Size,
+    SweepItem,
+)
+from chisel.paths import Paths, resolve_paths
+from chisel.state import CloudState, DropletRecord, ProjectState, State, StateStore
+
+if TYPE_CHECKING:
+    from chisel.cloud.base import Cloud
+    from chisel.lifecycle import Lifecycle
+    from chisel.ssh.connector import Connector
+
+DEFAULT_PROFILE_DIRECTORY = "chisel-profile"
+_STATUS_TIMEOUT_S = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where the user stands: the project, the current directory, and the variables that its chisel.toml names."""
+
+    project: Project
+    cwd: Path
+    env: Mapping[str, str]
+
+
+@asynccontextmanager
+async def open(
+    *,
+    sink: Sink | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | str | None = None,
+    home: Path | None = None,
+    api_url: str | None = None,
+) -> AsyncIterator[Client]:
+    """Open a client from configuration and environment; both are read here and nowhere below.
+
+    `environ` defaults to the process's own (`CHISEL_DO_TOKEN`, `CHISEL_DO_API_URL`, XDG variables), `cwd` to the
+    current directory. Raises ConfigError for unusable files. Leaving closes every connection, in bounded time.
+    """
+    environ = os.environ if environ is None else environ
+    paths = resolve_paths(environ, home or Path.home())
+    here = Path(cwd) if cwd is not None else Path.cwd()
+    config = await to_thread.run_sync(partial(load_config, paths, environ, api_url=api_url))
+    project = await to_thread.run_sync(find_project, here)
+    named = {name: environ[name] for name in project.settings.env if name in environ}
+    async with AsyncExitStack() as stack:
+        yield Client(config, paths, Where(project, here, named), sink or NullSink(), stack)
+
+
+class Client:
+    """One user's view of their pools. Calls may overlap within one event loop."""
+
+    def __init__(self, config: Config, paths: Paths, where: Where, sink: Sink, stack: AsyncExitStack) -> None:
+        self.config = config
+        self.paths = paths
+        self.where = where
+        self.sink = sink
+        self.store = StateStore(paths.state_file)
+        self._stack = stack
+        self._opening = anyio.Lock()
+        self._cloud: Cloud | None = None
+        self._connector: Connector | None = None
+
+    # -- what is opened late
+
+    async def cloud(self) -> Cloud:
+        """Return the connection to the cloud's API; raises ConfigError without a token."""
+        async with self._opening:
+            if self._cloud is None:
+                from chisel.cloud.digitalocean import open_digitalocean
+
+                if self.config.token is None:
+                    raise ConfigError("no DigitalOcean token is known", hint="chisel auth, or set CHISEL_DO_TOKEN")
+                self._cloud = await self._stack.enter_async_context(
+                    open_digitalocean(self.config.token, api_url=self.config.api_url, sink=self.sink)
+                )
+            return self._cloud
+
+    async def connector(self) -> Connector:
+        """Return the keeper of warm SSH connections, with chisel's own key."""
+        async with self._opening:
+            if self._connector is None:
+                from chisel.ssh.connector import open_connector
+                from chisel.ssh.keys import load_or_create_client_key
+
+                key = await to_thread.run_sync(load_or_create_client_key, self.paths.client_key)
+                self._connector = await self._stack.enter_async_context(open_connector(key))
+            return self._connector
+
+    async def lifecycle(self) -> Lifecycle:
+        """Return the engine that creates and destroys, on this account's cloud."""
+        from chisel.lifecycle import Lifecycle
+        from chisel.ssh.keys import load_or_create_client_key
+
+        key = await to_thread.run_sync(load_or_create_client_key, self.paths.client_key)
+        return Lifecycle(
+            await self.cloud(),
+            self.store,
+            await self.connector(),
+            self.sink,
+            api_url=self.config.api_url,
+            public_key=key.public_openssh,
+        )
+
+    # -- pools
+
+    async def up(
+        self,
+        pool: str | None = None,
+        *,
+        count: int = 1,
+        size: str | None = None,
+        region: str | None = None,
+        image: str | None = None,
+        ttl: timedelta | None = None,
+    ) -> Pool:
+        """Return a pool of at least `count` ready droplets, reusing what exists and creating what is missing.
+
+        Never destroys. Billing starts with each creation. Raises CloudError, ConfigError, UsageError; cancelled, it
+        leaves every created droplet recorded, where `down` finds it.
+        """
+        from chisel.lifecycle import Wish
+
+        if count < 1:
+            raise UsageError(f"a pool of `{count}` droplets makes no sense")
+        name, settings = self.pool_name(pool), self.where.project.settings
+        chosen = size or settings.size
+        wish = Wish(
+            pool=name,
+            count=count,
+            project=self.where.project.id,
+            sizes=(chosen,) if chosen else self.config.sizes,
+            region=region or settings.region or self.config.region,
+            image=image or settings.image or self.config.image,
+            ttl=ttl,
+        )
+        records = await (await self.lifecycle()).up(wish)
+        return Pool(self, name, tuple(sorted(records, key=by_number)))
+
+    async def pool(self, name: str | None = None) -> Pool:
+        """Return a pool that is already up, from the state alone; raises ConfigError when there is none."""
+        name = self.pool_name(name)
+        mine = await self._mine()
+        records = mine.pools.get(name, {})
+        if not records:
+            known = ", ".join(sorted(mine.pools))
+            raise ConfigError(
+                f"pool `{name}` is not up" + (f"; up: {known}" if known else ""),
+                hint="chisel up" if name == self.config.pool else f"chisel up --pool {name}",
+            )
+        return Pool(self, name, tuple(sorted(records.values(), key=by_number)))
+
+    def pool_name(self, name: str | None) -> str:
+        """Return the pool's name: the given one, the project's, or the configured default."""
+        return guard.check_pool_name(name or self.where.project.settings.pool or self.config.pool)
+
+    def command_env(self, env: Mapping[str, str] | None) -> dict[str, str]:
+        """Return the variables a command gets from here: those the project names, then the given ones."""
+        return {**self.where.env, **(env or {})}
+
+    async def _mine(self) -> CloudState:
+        return (await self.store.read()).clouds.get(self.config.api_url) or CloudState()
+
+    async def status(self) -> list[PoolStatus]:
+        """Ask the cloud and every droplet how they are; a droplet that does not answer is shown as such."""
+        listed = {droplet.id: droplet for droplet in await (await self.cloud()).list_droplets(tag=guard.TAG)}
+        mine = await self._mine()
+        reported = []
+        for name, records in sorted(mine.pools.items()):
+            statuses: dict[str, DropletStatus] = {}
+
+            async def one(record: DropletRecord, statuses: dict[str, DropletStatus] = statuses) -> None:
+                cloud_status = listed[record.id].status if record.id in listed else "gone"
+                statuses[record.name] = await self._droplet_status(record, cloud_status)
+
+            async with anyio.create_task_group() as tasks:
+                for record in records.values():
+                    tasks.start_soon(one, record)
+            ordered = tuple(statuses[record.name] for record in sorted(records.values(), key=by_number))
+            reported.append(PoolStatus(name=name, droplets=ordered, self_destruct="off"))
+        self.sink.emit(StatusReported(pools=tuple(reported)))
+        return reported
+
+    async def _droplet_status(self, record: DropletRecord, cloud_status: str) -> DropletStatus:
+        age = (datetime.now(UTC) - record.created_at).total_seconds()
+        answer = await self._ask(record) if cloud_status == "active" else None
+        return DropletStatus(
+            host=record.name,
+            droplet_id=record.id,
+            cloud_status=cloud_status,
+            region=record.region,
+            size=record.size,
+            usd_per_hour=record.usd_per_hour,
+            usd_so_far=guard.cost(record.usd_per_hour, age),
+            age_s=age,
+            is_reachable=answer is not None,
+            idle_s=float(answer["idle_s"]) if answer else None,
+            runs=tuple(_running(one) for one in answer["runs"]) if answer else (),
+        )
+
+    async def _ask(self, record: DropletRecord) -> dict[str, Any] | None:
+        """Ask the droplet's registry of runs; None when it does not answer in time."""
+        from chisel.lifecycle import host_of
+        from chisel.node.frames import Kind
+
+        try:
+            with anyio.fail_after(_STATUS_TIMEOUT_S):
+                connection = await (await self.connector()).connect(host_of(record))
+                async with connection.node("status", {}) as channel:
+                    for frame in await channel.receive():
+                        if frame.kind == Kind.REPLY:
+                            answer: dict[str, Any] = frame.json()
+                            return answer
+        except (HostUnreachable, TimeoutError):
+            return None
+        return None
+
+    async def sweep(self, *, names: Sequence[str] = ()) -> list[SweepItem]:
+        """List every droplet with chisel's tag and judge it; nothing is destroyed (that is `destroy_swept`).
+
+        Selected are this owner's droplets that are past their limits, half-made, or named. Raises CloudError.
+        """
+        lifecycle = await self.lifecycle()
+        await lifecycle.settle()
+        cloud = await self.cloud()
+        state = await self.store.read()
+        known = {record.id: record.is_ready for pool in (await self._mine()).pools.values() for record in pool.values()}
+        droplets = await cloud.list_droplets(tag=guard.TAG)
+        items = guard.sweep_items(droplets, known, owner=state.owner, now=datetime.now(UTC), named=names)
+        self.sink.emit(SweepReported(items=tuple(items)))
+        return items
+
+    async def destroy_swept(self, items: Sequence[SweepItem]) -> list[Bill]:
+        """Destroy what a sweep selected, each re-read first and destroyed only when it is still what was judged."""
+        return await (await self.lifecycle()).destroy_swept(items)
+
+    async def authenticate(self, token: str | None, *, api_url: str | None = None) -> Facts:
+        """Verify a token (None: the one at hand) with the cloud, store a new one, and return what the account may do.
+
+        Raises ConfigError without any token and CredentialsRefused when the cloud refuses it; nothing is stored then.
+        """
+        from chisel.cloud.digitalocean import open_digitalocean
+
+        secret = Secret(token) if token else self.config.token
+        if secret is None:
+            raise ConfigError("no token was given", hint="chisel auth, on a terminal; or set CHISEL_DO_TOKEN")
+        url = api_url or self.config.api_url
+        async with open_digitalocean(secret, api_url=url, sink=self.sink) as cloud:
+            account = await cloud.account()
+            sizes = await cloud.sizes()
+            droplets = await cloud.list_droplets()
+        if token:
+            await to_thread.run_sync(partial(save_token, self.paths, secret, api_url=api_url))
+        return Facts(
+            title=f"{account.email} at {url}", facts=_account_facts(self.config, account, sizes, len(droplets))
+        )
+
+    # -- the project's trees
+
+    async def project_state(self) -> ProjectState | None:
+        """Return what the state remembers of this project, None before its first sync."""
+        return (await self.store.read()).projects.get(self.where.project.id)
+
+    async def remote_cwd(self) -> str:
+        """Return where commands run: the tree synced last, in the subdirectory that matches the local one."""
+        known = await self.project_state()
+        if known is None or known.last_root is None:
+            return "~"
+        remote = known.synced_roots[known.last_root]
+        here, root = self.where.cwd.resolve(), Path(known.last_root)
+        if here == root or root not in here.parents:
+            return remote
+        return str(PurePosixPath(remote) / here.relative_to(root).as_posix())
+
+    async def root_to_sync(self, path: Path | str | None) -> Path:
+        """Return the local tree that `sync` means: the given one, or the synced one around, or the project's root."""
+        if path is not None:
+            root = (self.where.cwd / path).resolve()
+            if not await anyio.Path(root).is_dir():
+                raise UsageError(f"`{path}` is not a directory here")
+            return root
+        known = await self.project_state()
+        here = self.where.cwd.resolve()
+        around = [Path(root) for root in (known.synced_roots if known else {}) if Path(root) in (here, *here.parents)]
+        return max(around, key=lambda root: len(root.parts)) if around else self.where.project.root.resolve()
+
+    async def remember_sync(self, root: Path, remote: str) -> None:
+        """Record that this tree was synced last."""
+        project = self.where.project
+
+        def change(state: State) -> State:
+            known = state.projects.get(project.id)
+            roots = {**(known.synced_roots if known else {}), str(root): remote}
+            entry = ProjectState(
+                id=project.id,
+                root=str(project.root),
+                pool=self.pool_name(None),
+                synced_roots=roots,
+                last_root=str(root),
+            )
+            return replace(state, projects={**state.projects, project.id: entry})
+
+        await self.store.update(change)
+
+
+def _account_facts(config: Config, account: Account, sizes: Sequence[Size], in_use: int) -> dict[str, Any]:
+    offered = {
+        size.slug: f"${size.usd_per_hour} per hour in {', '.join(size.regions) or 'no region now'}"
+        for size in sizes
+        if size.slug in config.sizes
+    }
+    return {
+        "team": account.team or "-",
+        "account": f"{account.status}{': ' + account.status_message if account.status_message else ''}",
+        "droplets": f"{in_use} of {account.droplet_limit} in use",
+        "GPU quota": "unknown until the first `chisel up` (the API does not tell)",
+        **{slug: offered.get(slug, "not offered") for slug in config.sizes},
+        "token": "CHISEL_DO_TOKEN" if config.token_source == "environment" else "stored",
+    }
+
+
+def _running(entry: Mapping[str, Any]) -> RunningCommand:
+    return RunningCommand(
+        run_id=RunId(str(entry["run_id"])),
+        line=str(entry["line"]),
+        started_at=datetime.fromtimestamp(float(entry["started_at"]), UTC),
+        is_running=bool(entry["running"]),
+        status=entry.get("status"),
+    )

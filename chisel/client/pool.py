@@ -1,0 +1,255 @@
+"""Act on a pool: sync, run, profile, pull and destroy, on all its droplets at once."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from chisel.errors import ChiselError, UsageError
+from chisel.events import ProfileRanked, PullEnded, RunEnded, SyncEnded
+from chisel.model import (
+    Bill,
+    Host,
+    ProfileResult,
+    PullResult,
+    RunResult,
+    SyncResult,
+)
+from chisel.runner import Control, Order, describe, new_run_id, run_on_connection, run_pool
+from chisel.state import DropletRecord
+
+if TYPE_CHECKING:
+    from chisel.client.client import Client
+    from chisel.ssh.connector import Connection
+
+DEFAULT_PROFILE_DIRECTORY = "chisel-profile"
+
+
+class Pool:
+    """A named set of ready droplets; every call acts on all of them at once, each failure a value in its result."""
+
+    def __init__(self, client: Client, name: str, records: tuple[DropletRecord, ...]) -> None:
+        self._client = client
+        self._records = records
+        self.name = name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name the droplets, in their order."""
+        return tuple(record.name for record in self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(self.each())
+
+    def each(self) -> list[Pool]:
+        """Return one pool of one droplet each."""
+        return [Pool(self._client, self.name, (record,)) for record in self._records]
+
+    def on(self, *names: str) -> Pool:
+        """Return the part of the pool that is named; raises UsageError for a name it does not have."""
+        wanted = {name if name.startswith(f"{self.name}-") else f"{self.name}-{name}" for name in names}
+        unknown = wanted - set(self.names)
+        if unknown:
+            raise UsageError(f"pool `{self.name}` has no `{'`, `'.join(sorted(unknown))}`: {', '.join(self.names)}")
+        return Pool(self._client, self.name, tuple(one for one in self._records if one.name in wanted))
+
+    def __getitem__(self, name: str) -> Pool:
+        return self.on(name)
+
+    @property
+    def records(self) -> tuple[DropletRecord, ...]:
+        """Return what the state knows of the droplets."""
+        return self._records
+
+    def hosts(self) -> list[Host]:
+        """Return the droplets as SSH sees them."""
+        from chisel.lifecycle import host_of
+
+        return [host_of(record) for record in self._records]
+
+    async def sync(self, path: Path | str | None = None) -> list[SyncResult]:
+        """Make the working copies equal to the local tree, sending only what changed.
+
+        Scans and hashes once for all droplets. Raises UsageError when `path` is no directory, OSError-free: a tree that
+        cannot be read is a ChiselError. A droplet's failure is the `error` of its result.
+        """
+        from chisel.sync.push import push, remote_root_for
+        from chisel.sync.scan import index_file_for, scan_tree
+
+        root = await self._client.root_to_sync(path)
+        tree = await scan_tree(root, index_file_for(self._client.paths.index_dir, root))
+        remote = remote_root_for(root)
+        owner = (await self._client.store.read()).owner
+        connector = await self._client.connector()
+        results: dict[str, SyncResult] = {}
+
+        async def one(host: Host) -> None:
+            try:
+                connection = await connector.connect(host)
+                result = await push(connection, tree, remote, owner=owner, sink=self._client.sink)
+            except ChiselError as error:
+                result = SyncResult(host=host.name, root=str(remote), error=describe(error))
+            results[host.name] = result
+            self._client.sink.emit(SyncEnded(host=host.name, result=result))
+
+        await self._on_each(one)
+        if any(result.error is None for result in results.values()):
+            await self._client.remember_sync(root, str(remote))
+        return [results[name] for name in self.names]
+
+    async def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        capture: bool = True,
+        control: Control | None = None,
+    ) -> list[RunResult]:
+        """Run a command on every droplet at once and return one result each.
+
+        A string is a shell line for bash, a sequence means exactly those words. `cwd` is a path on the droplet
+        (default: the working copy synced last). Cancelled, it ends the commands there before it leaves.
+        """
+        order = Order(
+            line=shell_line(command),
+            cwd=cwd or await self._client.remote_cwd(),
+            env=self._client.command_env(env),
+            owner=(await self._client.store.read()).owner,
+            capture=capture,
+        )
+        connector = await self._client.connector()
+        return await run_pool(connector, self.hosts(), order, self._client.sink, control=control)
+
+    async def pull(self, paths: Sequence[str] | str, to: Path | str | None = None) -> list[PullResult]:
+        """Bring files, directories and globs of the working copy back, below `to` (default: the current directory).
+
+        Several droplets write below `to/<droplet>/`. A droplet's failure is the `error` of its result.
+        """
+        from chisel.sync.pull import pull
+
+        patterns = [paths] if isinstance(paths, str) else list(paths)
+        target = self._client.where.cwd / (to or ".")
+        remote = PurePosixPath(await self._client.remote_cwd())
+        connector = await self._client.connector()
+        results: dict[str, PullResult] = {}
+
+        async def one(host: Host) -> None:
+            own = target if len(self) == 1 else target / host.name
+            try:
+                connection = await connector.connect(host)
+                result = await pull(connection, remote, patterns, own, sink=self._client.sink)
+            except ChiselError as error:
+                result = PullResult(host=host.name, target=own, error=describe(error))
+            results[host.name] = result
+            self._client.sink.emit(PullEnded(host=host.name, result=result))
+
+        await self._on_each(one)
+        return [results[name] for name in self.names]
+
+    async def profile(
+        self,
+        command: str | Sequence[str],
+        *,
+        traces: Sequence[str] | None = None,
+        out: Path | str | None = None,
+        top: int = 10,
+        env: Mapping[str, str] | None = None,
+        control: Control | None = None,
+    ) -> list[ProfileResult]:
+        """Run a command under the droplets' profiler, rank the hottest kernels, bring the files below `out`.
+
+        `out` defaults to `./chisel-profile/<time>-<command>/`; several droplets get a directory each inside it.
+        """
+        from chisel.profile.archive import default_out
+        from chisel.profile.drivers import check_traces
+        from chisel.profile.engine import profile
+
+        line = shell_line(command)
+        wanted = check_traces(traces)
+        target = self._client.where.cwd / (out or default_out(Path(DEFAULT_PROFILE_DIRECTORY), line, datetime.now()))  # noqa: DTZ005 - the user's own clock
+        cwd = await self._client.remote_cwd()
+        connector = await self._client.connector()
+        owner = (await self._client.store.read()).owner
+        results: dict[str, ProfileResult] = {}
+
+        async def one(record: DropletRecord, host: Host) -> None:
+            run_id = new_run_id()
+
+            async def execute(connection: Connection, wrapped: str, cwd: str, env: Mapping[str, str]) -> RunResult:
+                order = Order(line=wrapped, cwd=cwd, env=env, owner=owner, shown=line)
+                run = await run_on_connection(
+                    connection, host.name, order, self._client.sink, run_id=run_id, control=control
+                )
+                self._client.sink.emit(RunEnded(host=host.name, result=run))
+                return run
+
+            try:
+                results[host.name] = await profile(
+                    await connector.connect(host),
+                    line,
+                    cwd=cwd,
+                    env=self._client.command_env(env),
+                    traces=wanted,
+                    out=target if len(self) == 1 else target / host.name,
+                    top=top,
+                    execute=execute,
+                    fetch=self._fetch,
+                    probe=record.facts,
+                    run_id=run_id,
+                    sink=self._client.sink,
+                )
+            except ChiselError as error:
+                failed = ProfileResult(host=host.name, status=error.exit_status, error=describe(error))
+                results[host.name] = failed
+                self._client.sink.emit(ProfileRanked(host=host.name, result=failed, top=top))
+
+        async with anyio.create_task_group() as tasks:
+            for record, host in zip(self._records, self.hosts(), strict=True):
+                tasks.start_soon(one, record, host)
+        return [results[name] for name in self.names]
+
+    async def _fetch(self, connection: Any, remote: PurePosixPath, patterns: Sequence[str], local: Path) -> PullResult:
+        from chisel.sync.pull import pull
+
+        return await pull(connection, remote, patterns, local, sink=self._client.sink)
+
+    async def down(self) -> list[Bill]:
+        """Destroy the pool's droplets, confirm that they are gone, and return what each cost."""
+        lifecycle = await self._client.lifecycle()
+        await lifecycle.settle()
+        return await lifecycle.down(self._records)
+
+    async def _on_each(self, one: Any) -> None:
+        async with anyio.create_task_group() as tasks:
+            for host in self.hosts():
+                tasks.start_soon(one, host)
+
+
+def shell_line(command: str | Sequence[str]) -> str:
+    """Return a command as a shell line: a string as it is, several words quoted, one word as a line of its own.
+
+    Raises UsageError for NUL bytes and lone surrogates, which no command line can carry.
+    """
+    words = [command] if isinstance(command, str) else list(command)
+    if not words or not any(words):
+        raise UsageError("there is no command to run", hint="chisel run make")
+    for index, word in enumerate(words):
+        for position, character in enumerate(word):
+            if character == "\0" or 0xD800 <= ord(character) < 0xE000:
+                raise UsageError(f"word {index + 1} of the command has {character!r} at position {position}")
+    return words[0] if len(words) == 1 else shlex.join(words)
+
+
+def by_number(record: DropletRecord) -> tuple[int, str]:
+    """Return what droplets are ordered by: the number at the end of the name."""
+    number = record.name.rpartition("-")[2]
+    return (int(number) if number.isdigit() else 0, record.name)

@@ -1,0 +1,31 @@
+"""Start the command line: the console script `chisel` and `python -m chisel`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and leave with its exit status; Ctrl-C during the start is 130 without a traceback."""
+    try:
+        from chisel.cli.app import run_command
+
+        status = run_command(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        status = 130
+    leave(status)
+
+
+def leave(status: int) -> NoReturn:
+    """Flush what Python buffers and end, not waiting for a thread that is stuck in a write to a stalled reader."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            status = status or 1
+    if status in (129, 130, 143):
+        os._exit(status)
+    sys.exit(status)

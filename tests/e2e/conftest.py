@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import User, running_sandbox
+
+
+@pytest.fixture(scope="session")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with running_sandbox(tmp_path_factory.mktemp("sandbox")) as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="session")
+def openssh_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with running_sandbox(tmp_path_factory.mktemp("openssh"), droplets="openssh") as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def make_user(tmp_path: Path) -> Callable[[dict[str, str]], User]:
+    def make(cloud: dict[str, str]) -> User:
+        home, work = tmp_path / "home", tmp_path / "work"
+        home.mkdir(exist_ok=True)
+        work.mkdir(exist_ok=True)
+        return User(home=home, cwd=work, cloud=cloud)
+
+    return make
+
+
+@pytest.fixture
+def user(sandbox: dict[str, str], make_user: Callable[[dict[str, str]], User]) -> Iterator[User]:
+    """Give a user of the session's sandbox, whose droplets are gone afterwards."""
+    someone = make_user(sandbox)
+    yield someone
+    for pool in {"chisel-dev", "bench", "wide"}:
+        someone.chisel("down", "--pool", pool, "--all", "--yes")
+
+
+@pytest.fixture(params=["asyncssh", pytest.param("openssh", marks=pytest.mark.real_part("sshd", "root"))])
+def user_of_either(request: pytest.FixtureRequest, make_user: Callable[[dict[str, str]], User]) -> Iterator[User]:
+    """Give a user of each kind of droplet in turn."""
+    name = "sandbox" if request.param == "asyncssh" else "openssh_sandbox"
+    someone = make_user(request.getfixturevalue(name))
+    yield someone
+    for pool in {"chisel-dev", "bench"}:
+        someone.chisel("down", "--pool", pool, "--all", "--yes")
