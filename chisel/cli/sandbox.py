@@ -104,10 +104,14 @@ async def demo(ctx: click.Context, count: int) -> None:
     with tempfile.TemporaryDirectory(prefix="chisel-demo-") as scratch:
         root = Path(scratch)
         await to_thread.run_sync(shutil.copytree, _example(), root / "vector_add")
-        async with _own_sandbox(root / "cloud") as endpoint:
-            environ = _demo_environment(root, endpoint)
-            session.status = await _play(_script(count), environ, root / "vector_add")
-            _show_bill(await to_thread.run_sync(_bill, endpoint))
+        try:
+            async with _own_sandbox(root / "cloud") as endpoint:
+                environ = _demo_environment(root, endpoint)
+                session.status = await _play(_script(count), environ, root / "vector_add")
+                _show_bill(await to_thread.run_sync(_bill, endpoint))
+        except anyio.get_cancelled_exc_class():
+            click.echo("\nInterrupted: the demo's cloud and everything on it is gone.", err=True)
+            raise
 
 
 def _script(count: int) -> list[list[str]]:
@@ -117,7 +121,7 @@ def _script(count: int) -> list[list[str]]:
         ["auth"],
         ["up", "-n", str(count)],
         ["sync", *everywhere, "."],
-        ["run", *everywhere, "make -s && ./bench.sh"],
+        ["run", *everywhere, "make -s && ./bench.sh 16777216"],
         ["profile", *first, "--top", "5", "./build/vector_add"],
         ["pull", *everywhere, "out/", "--to", "results"],
         ["status"],

@@ -127,12 +127,16 @@ class Session:
         sys.stderr.write(self.harmless(question) + " ")
         sys.stderr.flush()
         answer = b""
-        while not answer.endswith(b"\n"):
-            await anyio.wait_readable(sys.stdin)
-            piece = os.read(0, 4096)
-            if not piece:
-                break
-            answer += piece
+        try:
+            while not answer.endswith(b"\n"):
+                await anyio.wait_readable(sys.stdin)
+                piece = os.read(0, 4096)
+                if not piece:
+                    break
+                answer += piece
+        finally:
+            if not answer.endswith(b"\n"):
+                sys.stderr.write("\n")  # the terminal stands behind the question
         return answer.decode("utf-8", "replace").strip()
 
     async def confirms(self, question: str) -> bool:

@@ -290,7 +290,7 @@ class DigitalOcean:
                 is_late = anyio.current_time() + wait_s >= order.ends_at
                 if not trouble.is_transient or attempt >= _ATTEMPTS or is_late:
                     raise trouble.error from trouble.__cause__
-                reason = trouble.error.message
+                reason = trouble.error.message.removeprefix(f"{order.what}: ")
             self._sink.emit(Retry(what=order.what, attempt=attempt, wait_s=wait_s, reason=reason))
             await anyio.sleep(wait_s)
 

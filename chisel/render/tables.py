@@ -41,7 +41,7 @@ def to_text(renderable: RenderableType, *, width: int, colour: bool) -> str:
     )
     with console.capture() as capture:
         console.print(renderable)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip("\n") + "\n"
 
 
 def _table(*columns: str, right: Iterable[str] = ()) -> Table:
