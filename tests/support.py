@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,9 @@ class User:
         }
         return {**kept, **mine, **self.cloud, **changed}
 
-    def start(self, *words: str, **changed: str) -> subprocess.Popen[bytes]:
+    def start(self, *words: str, before: Sequence[str] = (), **changed: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", "chisel", *words],
+            [*before, sys.executable, "-m", "chisel", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

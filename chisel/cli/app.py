@@ -89,9 +89,13 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 async def _under_signals(session: Session, arguments: list[str]) -> int:
-    """Run the command; a signal goes to the command under way if it takes it, else it cancels everything."""
+    """Run the command; a signal goes to the command under way if it takes it, else it cancels everything.
+
+    What the parent ignores stays ignored: `nohup chisel run ...` outlives its terminal.
+    """
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     async with anyio.create_task_group() as tasks:
-        with anyio.CancelScope() as scope, anyio.open_signal_receiver(*_SIGNALS) as arriving:
+        with anyio.CancelScope() as scope, anyio.open_signal_receiver(*heeded) as arriving:
             caught: list[int] = []
             tasks.start_soon(_watch_signals, arriving, session, scope, caught)
             await cli.main(args=arguments, prog_name="chisel", standalone_mode=False, obj=session)

@@ -308,8 +308,12 @@ class _Running(asyncio.SubprocessProtocol):
         self._channel.pause_reading()
 
     def resume_writing(self) -> None:
-        """Take input again."""
-        self._channel.resume_reading()
+        """Take input again, from a callback of its own.
+
+        Waiting input may end in EOF, and a pipe that is closed inside this very call loses its connection twice
+        (asyncio's _UnixWritePipeTransport._write_ready looks at `closing` after it).
+        """
+        asyncio.get_running_loop().call_soon(self._channel.resume_reading)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Report the end: the process has ended and nobody holds its pipes any more."""

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -194,6 +194,17 @@ def test_a_run_interrupted_while_it_starts_leaves_no_process(one: User, moment: 
     until(lambda: not processes_with(f"sleep {mark}"), what="the end of the rest", deadline_s=2)
 
 
+def test_nohup_keeps_it_running(one: User) -> None:
+    line = "echo ready; until [ -e ~/go ]; do sleep 0.05; done; echo done"
+    with started(one, "run", line, before=["nohup"]) as process:
+        ready = read_until(process.stdout, b"ready")
+        process.send_signal(signal.SIGHUP)
+        one.does("run", "touch ~/go")
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert ready + out == b"ready\ndone\n"
+
+
 def test_a_second_interrupt_kills_what_ignores_the_first(one: User) -> None:
     mark = f"4{os.getpid()}.5"
     with started(one, "run", f"trap '' INT; echo ready; sleep {mark}; sleep {mark}") as process:
@@ -208,9 +219,9 @@ def test_a_second_interrupt_kills_what_ignores_the_first(one: User) -> None:
 
 
 @contextlib.contextmanager
-def started(user: User, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start chisel; it is gone and its pipes are closed afterwards."""
-    with user.start(*words) as process:
+def started(user: User, *words: str, before: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """Start chisel, by the command `before` if there is one; it is gone and its pipes are closed afterwards."""
+    with user.start(*words, before=before) as process:
         try:
             yield process
         finally:
