@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
+pytest_plugins = ["chisel.sandbox.pytest"]
+
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
 MUST_HAVE_REAL_PARTS = os.environ.get("CHISEL_TEST_REAL_PARTS") == "required"

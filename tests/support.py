@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from chisel.sandbox.pytest import sandbox
 
 COMMAND_DEADLINE_S = 60
 
@@ -82,25 +83,13 @@ class User:
 
 
 @contextlib.contextmanager
-def running_sandbox(directory: Path, *, droplets: str = "asyncssh") -> Iterator[dict[str, str]]:
-    """Run a sandbox server; give the two variables that point chisel at it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "chisel.sandbox", "serve", "--directory", str(directory), "--droplets", droplets]
-    with (directory / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    endpoint = directory / "endpoint.json"
-    try:
-        until(lambda: endpoint.exists() or server.poll() is not None, what="the sandbox's endpoint")
-        assert server.poll() is None, (directory / "log").read_text()
-        found = json.loads(endpoint.read_bytes())
-        yield {"CHISEL_DO_API_URL": found["url"], "CHISEL_DO_TOKEN": found["token"]}
-    finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            raise
+def running_sandbox(directory: Path, *, droplets: str = "asyncssh", **knobs: Any) -> Iterator[dict[str, str]]:
+    """Run a sandbox server; give the two variables that point chisel at it.
+
+    Many tests share one token here, so its requests a minute are not counted.
+    """
+    with sandbox(directory, droplets=droplets, **{"per_minute": 1_000_000, "per_hour": 1_000_000, **knobs}) as running:
+        yield running.environ
 
 
 def until(holds: Callable[[], object], *, what: str, deadline_s: float = 15.0) -> None:

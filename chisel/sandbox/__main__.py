@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import sys
 from pathlib import Path
 
+from chisel.sandbox.cloud import Knobs
+from chisel.sandbox.faults import read_fault
 from chisel.sandbox.server import Settings, serve
 
 
@@ -20,6 +23,9 @@ def main(arguments: list[str]) -> int:
     verb.add_argument("--directory", type=Path, required=True, help="where droplets and the endpoint file live")
     verb.add_argument("--droplets", choices=["asyncssh", "openssh"], default="asyncssh", help="kind of SSH server")
     verb.add_argument("--parent", type=int, metavar="PID", help="end when this process is gone")
+    verb.add_argument("--knob", action="append", default=[], metavar="NAME=JSON", help="see chisel.sandbox.cloud.Knobs")
+    verb.add_argument("--fault", action="append", default=[], metavar="FAULT", help="see chisel.sandbox.faults")
+    verb.add_argument("--seed", type=int, default=0, help="of the faults that strike by chance")
     verb.add_argument("--remove", action="store_true", help="remove DIRECTORY at the end")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(format="sandbox: %(message)s", level=logging.WARNING)
@@ -37,8 +43,34 @@ def main(arguments: list[str]) -> int:
             sys.stderr.write(f"{error}\n")
             return 1
     directory = chosen.directory.resolve()
-    asyncio.run(serve(Settings(directory, chosen.droplets, chosen.parent, chosen.remove)))
+    try:
+        knobs = Knobs().changed(dict(_knob(text) for text in chosen.knob))
+        faults = tuple(read_fault(text) for text in chosen.fault)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    asyncio.run(
+        serve(
+            Settings(
+                directory,
+                chosen.droplets,
+                knobs=knobs,
+                faults=faults,
+                seed=chosen.seed,
+                parent=chosen.parent,
+                removes_directory=chosen.remove,
+            )
+        )
+    )
     return 0
+
+
+def _knob(text: str) -> tuple[str, object]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 if __name__ == "__main__":

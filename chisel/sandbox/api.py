@@ -43,18 +43,51 @@ class Answer:
 Handler = Callable[[Cloud, Request, Mapping[str, str]], Answer]
 
 
-def answer(cloud: Cloud, request: Request) -> Answer:
-    """Serve one request; raises Refused for what the API answers with an error."""
+def answer(cloud: Cloud, request: Request, scopes: frozenset[str] | None = None) -> Answer:
+    """Serve one request; raises Refused for what the API answers with an error.
+
+    `scopes` is what the token may do, None for everything; a scope that is missing is found out before anything else.
+    """
     is_known = False
+    cloud.pass_time()
     for method, pattern, handler in ROUTES:
         found = pattern.fullmatch(request.path)
         if found is not None:
             is_known = True
             if method == request.method:
+                _check_scopes(cloud, request, scopes)
                 return handler(cloud, request, found.groupdict())
     if is_known:
         raise Refused(405, "method_not_allowed", "The method is not allowed for this resource.")
     raise not_found()
+
+
+def _check_scopes(cloud: Cloud, request: Request, scopes: frozenset[str] | None) -> None:
+    """Refuse what the token may not do: a scope is `<resource>:<verb>`, and a create with new tags needs two."""
+    if scopes is None:
+        return
+    resource = next(name for start, name in _RESOURCES if request.path.startswith(start))
+    verb = {"GET": "read", "POST": "create", "DELETE": "delete"}[request.method]
+    needed = {f"{resource}:{'update' if verb == 'create' and request.path.endswith('/actions') else verb}"}
+    if request.path == "/v2/droplets" and verb == "create" and isinstance(request.body, dict):
+        tags = request.body.get("tags")
+        if isinstance(tags, list) and any(tag not in cloud.tags for tag in tags):
+            needed.add("tag:create")
+    if not needed <= scopes:
+        raise Refused(403, "forbidden", "You are not authorized to perform this operation")
+
+
+_RESOURCES = (
+    ("/v2/account/keys", "ssh_key"),
+    ("/v2/account", "account"),
+    ("/v2/customers", "billing"),
+    ("/v2/sizes", "sizes"),
+    ("/v2/regions", "regions"),
+    ("/v2/images", "image"),
+    ("/v2/droplets", "droplet"),
+    ("/v2/actions", "actions"),
+    ("/v2/tags", "tag"),
+)
 
 
 # -- account
@@ -68,7 +101,7 @@ def _account(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer
         "name": "Sandbox",
         "uuid": "00000000000000000000000000005a9d00000000",
         "email_verified": True,
-        "status": "active",
+        "status": cloud.knobs.account_status,
         "status_message": "",
         "team": {"uuid": "00000000000000000000000000005a9d00000001", "name": "chisel sandbox"},
     }
@@ -89,7 +122,7 @@ def _balance(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer
 
 
 def _keys(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
-    return _page(request, "ssh_keys", [_key_json(key) for key in list(cloud.keys.values())])
+    return _page(cloud, request, "ssh_keys", [_key_json(key) for key in list(cloud.keys.values())])
 
 
 def _add_key(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
@@ -115,15 +148,15 @@ def _key_json(key: Key) -> Json:
 
 
 def _sizes(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
-    return _page(request, "sizes", SIZES)
+    return _page(cloud, request, "sizes", SIZES)
 
 
 def _regions(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
-    return _page(request, "regions", REGIONS)
+    return _page(cloud, request, "regions", REGIONS)
 
 
 def _images(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
-    return _page(request, "images", [] if request.query.get("private") == "true" else IMAGES)
+    return _page(cloud, request, "images", [] if request.query.get("private") == "true" else IMAGES)
 
 
 def _image(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
@@ -143,7 +176,7 @@ def _droplets(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answe
     if query.get("type", "droplets") not in {"droplets", "gpus"}:
         raise unprocessable("type must be droplets or gpus")
     found = cloud.list(tag=query.get("tag_name"), name=query.get("name"), gpus=query.get("type") == "gpus")
-    return _page(request, "droplets", [_droplet_json(cloud, droplet) for droplet in found])
+    return _page(cloud, request, "droplets", [_droplet_json(cloud, droplet) for droplet in found])
 
 
 def _create(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
@@ -161,7 +194,7 @@ def _create(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
 
 
 def _droplet(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
-    return Answer(200, {"droplet": _droplet_json(cloud, cloud.get(_id(words["id"])))})
+    return Answer(200, {"droplet": _droplet_json(cloud, cloud.seen(_id(words["id"])))})
 
 
 def _destroy(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
@@ -186,7 +219,7 @@ def _act(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
 def _droplet_actions(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
     id = cloud.get(_id(words["id"])).id
     mine = [_action_json(cloud, action) for action in list(cloud.actions.values()) if action.droplet_id == id]
-    return _page(request, "actions", mine)
+    return _page(cloud, request, "actions", mine)
 
 
 def _action(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
@@ -197,7 +230,7 @@ def _action(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
 
 
 def _actions(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
-    return _page(request, "actions", [_action_json(cloud, action) for action in list(cloud.actions.values())])
+    return _page(cloud, request, "actions", [_action_json(cloud, action) for action in list(cloud.actions.values())])
 
 
 def _droplet_json(cloud: Cloud, droplet: Droplet) -> Json:
@@ -242,8 +275,9 @@ def _network_json(port: int) -> Json:
 
 def _action_json(cloud: Cloud, action: Action) -> Json:
     droplet = cloud.droplets.get(action.droplet_id)
-    is_open = action.kind == "create" and droplet is not None and cloud.status_of(droplet) == "new"
-    has_failed = droplet is not None and droplet.has_failed and action.kind == "create"
+    has_vanished = any(one.id == action.droplet_id for one in cloud.failed)
+    has_failed = action.kind == "create" and (has_vanished or (droplet is not None and droplet.has_failed))
+    is_open = action.kind == "create" and droplet is not None and not has_failed and cloud.status_of(droplet) == "new"
     return {
         "id": action.id,
         "status": "errored" if has_failed else "in-progress" if is_open else "completed",
@@ -261,7 +295,7 @@ def _action_json(cloud: Cloud, action: Action) -> Json:
 
 
 def _tags(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
-    return _page(request, "tags", [_tag_json(cloud, tag) for tag in sorted(cloud.tags)])
+    return _page(cloud, request, "tags", [_tag_json(cloud, tag) for tag in sorted(cloud.tags)])
 
 
 def _add_tag(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
@@ -288,9 +322,9 @@ def _tag_json(cloud: Cloud, tag: str) -> Json:
 # -- pages
 
 
-def _page(request: Request, name: str, entries: Sequence[Any]) -> Answer:
+def _page(cloud: Cloud, request: Request, name: str, entries: Sequence[Any]) -> Answer:
     """Return one page with its links, as every list of the API comes."""
-    size = _number(request, "per_page", DEFAULT_PER_PAGE, MAX_PER_PAGE)
+    size = min(cloud.knobs.page_size, _number(request, "per_page", DEFAULT_PER_PAGE, MAX_PER_PAGE))
     page = _number(request, "page", 1, 1_000_000)
     last = max(1, -(-len(entries) // size))
     places: Json = {}

@@ -21,7 +21,7 @@ import asyncssh
 from asyncssh.channel import SSHChannel
 from asyncssh.stream import SSHServerStreamSession
 
-from chisel.sandbox.base import DropletSpec, home_of, session_environment
+from chisel.sandbox.base import BANNER, DropletSpec, banner_file, home_of, session_environment
 from chisel.sandbox.droplets import AUTHORIZED_KEYS, HOST_KEY
 from chisel.sandbox.processes import end_processes
 
@@ -56,7 +56,7 @@ class AsyncsshDroplet:
         """Start to accept connections."""
         self._listener = await asyncssh.listen(
             self.address,
-            0,
+            self.spec.port,
             server_factory=lambda: _Login(self),
             server_host_keys=[str(self.spec.root / HOST_KEY)],
             password_auth=False,
@@ -67,6 +67,11 @@ class AsyncsshDroplet:
             line_editor=False,
         )
         self.port = self._listener.get_port()
+
+    def drop_connections(self) -> None:
+        """Cut every connection, as a restart of sshd with its sessions does."""
+        for connection in list(self._connections):
+            connection.abort()
 
     def joined(self, connection: asyncssh.SSHServerConnection) -> None:
         """Count a connection in."""
@@ -85,8 +90,7 @@ class AsyncsshDroplet:
         """Stop listening, drop every connection, end every process."""
         if self._listener is not None:
             self._listener.close()
-        for connection in list(self._connections):
-            connection.abort()
+        self.drop_connections()
         await asyncio.to_thread(end_processes, [self.spec.root])
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
@@ -164,6 +168,8 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         """Hand everything to asyncssh's own session for SFTP."""
         assert self._channel is not None
         spec = self._droplet.spec
+        if banner_file(spec.root).exists():
+            return False
         self._sftp = SSHServerStreamSession(
             None, lambda chan: _HomeSftp(chan, str(home_of(spec)), str(spec.root)), _SFTP_VERSION
         )
@@ -186,6 +192,11 @@ class _Session(asyncssh.SSHServerSession[bytes]):
             "cwd": self._droplet.environment["HOME"],
             "start_new_session": True,
         }
+        if banner_file(self._droplet.spec.root).exists():
+            self._channel.write(BANNER.encode())
+            self._channel.exit(0)
+            self._starting = None
+            return
         running = _Running(self._channel, self._terminal is not None)
         try:
             if self._terminal is None:

@@ -26,7 +26,8 @@ class DropletSpec:
 
     `root` is the directory that stands for the droplet's file system, made by `start_droplet` and its owner's to
     remove. `authorized_keys` are public keys in OpenSSH's form. Without `host_private_key` (OpenSSH PEM) the droplet
-    makes a host key of its own, as an image does.
+    makes a host key of its own, as an image does. `port` 0 is any free one. For the first `banner_s` seconds every
+    command is answered with a banner and status 0 and does nothing; then connections drop, as when sshd restarts.
     """
 
     id: int
@@ -35,6 +36,8 @@ class DropletSpec:
     authorized_keys: tuple[str, ...]
     host_private_key: str | None = None
     write_files: tuple[WriteFile, ...] = ()
+    port: int = 0
+    banner_s: float = 0.0
 
 
 class DropletServer(Protocol):
@@ -48,8 +51,19 @@ class DropletServer(Protocol):
     def port(self) -> int:
         """Return the port it listens on."""
 
+    def drop_connections(self) -> None:
+        """Cut every connection, as a restart of sshd with its sessions does."""
+
     async def close(self) -> None:
         """Stop listening, drop every connection and end every process of the droplet."""
+
+
+BANNER = "Please wait while we get your droplet ready...\n"
+
+
+def banner_file(root: Path) -> Path:
+    """Return the file whose being there means that the first boot is not over."""
+    return root / "run" / "first-boot"
 
 
 def home_of(spec: DropletSpec) -> Path:

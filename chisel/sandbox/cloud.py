@@ -12,7 +12,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,64 @@ class Knobs:
     """How this cloud behaves; times in seconds. Each misbehaviour has a name here and none is on by default.
 
     `active_after_s`: from the create to `active`; `address_after_s`: from there to the public address, which an
-    `active` droplet may lack. `list_lag_s`: how long lists miss a fresh droplet. `minimum_billed_s`: what the shortest
-    life costs.
+    `active` droplet may lack. `list_lag_s`, `get_lag_s`: how long lists, and reads by id, miss a fresh droplet.
+    `delete_lag_s`: how long a destroyed droplet stays visible (it bills no longer). `vanishing`: which creates, counted
+    from 1, are accepted and come to nothing when they should become active. `capacity`: how many GPU droplets there
+    is room for, whatever the sizes say; `sold_out`: `size@region` pairs that are offered and refused. `gpu_quota` and
+    `droplet_limit`: what the account may have. `reclaim_after_s`: after which the provider takes a droplet away.
+    `banner_s`: how long a first boot answers every command with a banner and status 0 before its sshd restarts.
+    `reuses_addresses`: a new droplet gets the address of a destroyed one. `minimum_billed_s`: what the shortest life
+    costs. `per_minute`, `per_hour`, `key_lists_per_minute`: the limits of requests. `page_size`: the longest page.
     """
 
     active_after_s: float = 0.15
     address_after_s: float = 0.1
     list_lag_s: float = 0.0
-    minimum_billed_s: float = 60.0
+    get_lag_s: float = 0.0
+    delete_lag_s: float = 0.0
+    vanishing: tuple[int, ...] = ()
+    capacity: int | None = None
+    sold_out: tuple[str, ...] = ()
+    gpu_quota: int | None = None
     droplet_limit: int = 100
+    account_status: str = "active"
+    reclaim_after_s: float | None = None
+    banner_s: float = 0.0
+    reuses_addresses: bool = False
+    minimum_billed_s: float = 60.0
+    per_minute: int = 250
+    per_hour: int = 5000
+    key_lists_per_minute: int = 10
+    page_size: int = 200
+
+    def changed(self, wanted: Json) -> Knobs:
+        """Return these knobs with some turned; raises ValueError for a name or a value that is none."""
+        values: Json = {}
+        kinds = {field.name: field.type for field in fields(self)}
+        for name, value in wanted.items():
+            if name not in kinds:
+                raise ValueError(f"`{name}` is no knob: {', '.join(kinds)}")
+            values[name] = _knob_value(name, str(kinds[name]), value)
+        return replace(self, **values)
+
+
+def _knob_value(name: str, kind: str, value: object) -> object:
+    """Check one knob's value, which came as JSON."""
+    if value is None and "None" in kind:
+        return None
+    if kind.startswith("tuple") and isinstance(value, list | tuple):
+        wanted = int if "int" in kind else str
+        if all(type(item) is wanted for item in value):
+            return tuple(value)
+    if kind.startswith("bool") and isinstance(value, bool):
+        return value
+    if kind.startswith("str") and isinstance(value, str):
+        return value
+    if kind.startswith("int") and type(value) is int and value >= 0:
+        return value
+    if kind.startswith("float") and type(value) in (int, float) and 0 <= float(str(value)) < 1e9:
+        return float(str(value))
+    raise ValueError(f"`{name}` takes {kind}, not {value!r}")
 
 
 class Refused(Exception):
@@ -75,6 +124,9 @@ class Droplet:
     tags: list[str]
     created_at: float
     vpc_uuid: str
+    number: int = 0
+    user_data: str = ""
+    keys: tuple[str, ...] = ()
     is_off: bool = False
     destroyed_at: float | None = None
     port: int | None = None
@@ -128,6 +180,9 @@ class Cloud:
     actions: dict[int, Action] = field(default_factory=dict)
     keys: dict[int, Key] = field(default_factory=dict)
     tags: set[str] = field(default_factory=set)
+    creates: int = 0
+    reclaimed: list[int] = field(default_factory=list)
+    failed: list[Droplet] = field(default_factory=list)
     _last_id: int = _FIRST_ID
 
     # -- droplets
@@ -141,21 +196,38 @@ class Cloud:
             tags = self._check_tags(body.get("tags"))
             made = [self._create_one(name, region, size, image, tags) for name in names]
             actions = [self._act("create", droplet) for droplet in made]
-        told = read_user_data(body.get("user_data"))
+            for droplet in made:
+                droplet.user_data = body.get("user_data") or ""
+                droplet.keys = tuple(key.public_key for key in keys)
         for droplet in made:
-            spec = DropletSpec(
-                id=droplet.id,
-                name=droplet.name,
-                root=self.machines.root_of(droplet.id),
-                authorized_keys=tuple(key.public_key for key in keys),
-                host_private_key=told.host_private_key,
-                write_files=told.write_files,
-            )
-            self.machines.start(spec, lambda port, id=droplet.id: self._started(id, port))  # type: ignore[misc]
+            if droplet.number not in self.knobs.vanishing:
+                self._start(droplet)
         return made, actions
 
+    def _start(self, droplet: Droplet) -> None:
+        told = read_user_data(droplet.user_data)
+        spec = DropletSpec(
+            id=droplet.id,
+            name=droplet.name,
+            root=self.machines.root_of(droplet.id),
+            authorized_keys=droplet.keys,
+            host_private_key=told.host_private_key,
+            write_files=told.write_files,
+            port=self._free_port() if self.knobs.reuses_addresses else 0,
+            banner_s=self.knobs.banner_s,
+        )
+        self.machines.start(spec, lambda port: self._started(droplet.id, port))
+
+    def _free_port(self) -> int:
+        """Return the address of the droplet that was destroyed last and whose address is free, 0 without one."""
+        with self.lock:
+            taken = {one.port for one in self.droplets.values()}
+            return next((one.port for one in reversed(self.destroyed) if one.port and one.port not in taken), 0)
+
     def _create_one(self, name: str, region: Json, size: Json, image: Json, tags: Sequence[str]) -> Droplet:
+        self.creates += 1
         droplet = Droplet(
+            number=self.creates,
             id=self._next_id(),
             name=name,
             region=region["slug"],
@@ -184,9 +256,19 @@ class Cloud:
         user_data = body.get("user_data")
         if user_data is not None and (not isinstance(user_data, str) or len(user_data.encode()) > MAX_BYTES):
             raise unprocessable("User data must be a string of at most 64 KiB.")
-        if len(self.droplets) + len(names) > self.knobs.droplet_limit:
-            raise unprocessable("creating this/these droplet(s) will exceed your droplet limit")
+        self._check_room(size, region, len(names))
         return size, region, image
+
+    def _check_room(self, size: Json, region: Json, count: int) -> None:
+        if self.knobs.account_status == "locked":
+            raise Refused(403, "forbidden", "You are not authorized to perform this operation")
+        gpus = sum(is_gpu(one.size) for one in self.droplets.values()) + count
+        is_over = is_gpu(size) and self.knobs.gpu_quota is not None and gpus > self.knobs.gpu_quota
+        if is_over or len(self.droplets) + count > self.knobs.droplet_limit:
+            raise unprocessable("creating this/these droplet(s) will exceed your droplet limit")
+        is_full = is_gpu(size) and self.knobs.capacity is not None and gpus > self.knobs.capacity
+        if is_full or f"{size['slug']}@{region['slug']}" in self.knobs.sold_out:
+            raise unprocessable("Size is not available in this region.")
 
     def _check_tags(self, tags: object) -> list[str]:
         if tags is None:
@@ -221,14 +303,42 @@ class Cloud:
             raise not_found()
         return found
 
+    def seen(self, id: int) -> Droplet:
+        """Return a droplet as a read by id shows it: a fresh one late, a destroyed one for a while; raises Refused."""
+        now = self.clock.now()
+        with self.lock:
+            if id in self.droplets and now >= self.droplets[id].created_at + self.knobs.get_lag_s:
+                return self.droplets[id]
+            lingering = next((one for one in self._lingering(now) if one.id == id), None)
+        if lingering is None:
+            raise not_found()
+        return lingering
+
+    def _lingering(self, now: float) -> list[Droplet]:
+        lag_s = self.knobs.delete_lag_s
+        return [one for one in self.destroyed if one.destroyed_at is not None and now < one.destroyed_at + lag_s]
+
+    def pass_time(self) -> None:
+        """Do what was due meanwhile: creates that come to nothing, droplets that the provider takes away."""
+        now = self.clock.now()
+        with self.lock:
+            for droplet in list(self.droplets.values()):
+                age_s = now - droplet.created_at
+                if droplet.number in self.knobs.vanishing and age_s >= self.knobs.active_after_s:
+                    droplet.has_failed = True
+                    droplet.destroyed_at = droplet.created_at
+                    del self.droplets[droplet.id]
+                    self.failed.append(droplet)
+                elif self.knobs.reclaim_after_s is not None and age_s >= self.knobs.reclaim_after_s:
+                    self.reclaimed.append(droplet.id)
+                    self.destroy(droplet.id)
+
     def list(self, *, tag: str | None = None, name: str | None = None, gpus: bool = False) -> list[Droplet]:
         """Return droplets as a list request would: GPU droplets only when asked for, or by tag."""
         with self.lock:
-            visible = [
-                droplet
-                for droplet in self.droplets.values()
-                if self.clock.now() >= droplet.created_at + self.knobs.list_lag_s
-            ]
+            now = self.clock.now()
+            visible = [one for one in self.droplets.values() if now >= one.created_at + self.knobs.list_lag_s]
+            visible += self._lingering(now)
         if tag is not None:
             return [droplet for droplet in visible if tag in droplet.tags]
         chosen = [droplet for droplet in visible if is_gpu(droplet.size) == gpus]
@@ -317,6 +427,8 @@ class Cloud:
 
     def cost_of(self, droplet: Droplet) -> Decimal:
         """Return what a droplet has cost, exactly, in dollars: by the second, with a minimum."""
+        if droplet in self.failed:
+            return Decimal(0)
         until = droplet.destroyed_at if droplet.destroyed_at is not None else self.clock.now()
         seconds = max(self.knobs.minimum_billed_s, until - droplet.created_at)
         return droplet.hourly() * Decimal(repr(seconds)) / 3600
@@ -330,6 +442,7 @@ class Cloud:
                 "droplets_total": len(every),
                 "droplets_alive": len(self.droplets),
                 "usd": str(total.quantize(Decimal("0.01"), ROUND_HALF_UP)),
+                "usd_exactly": str(total),
             }
 
     def _act(self, kind: str, droplet: Droplet) -> Action:

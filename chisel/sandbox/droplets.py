@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import asyncssh
 
-from chisel.sandbox.base import DropletServer, DropletSpec, Kind, home_of
+from chisel.sandbox.base import DropletServer, DropletSpec, Kind, banner_file, home_of
 from chisel.sandbox.standins import install_standins
 
 HOST_KEY = "etc/ssh/ssh_host_ed25519_key"
@@ -46,6 +46,8 @@ def furnish(spec: DropletSpec) -> None:
     python = spec.root / "usr/local/bin/python3"
     if not python.is_symlink():
         python.symlink_to(os.path.realpath(sys.executable))
+    if spec.banner_s > 0:
+        _write(banner_file(spec.root), "", 0o600)
     for file in spec.write_files:
         _write(_inside(spec.root, file.path), file.content, file.mode)
 

@@ -16,7 +16,7 @@ import socket
 from asyncio.subprocess import Process
 from pathlib import Path
 
-from chisel.sandbox.base import DropletSpec, home_of, session_environment
+from chisel.sandbox.base import BANNER, DropletSpec, banner_file, home_of, session_environment
 from chisel.sandbox.droplets import AUTHORIZED_KEYS, HOST_KEY
 from chisel.sandbox.processes import end_processes
 
@@ -40,7 +40,7 @@ async def start_openssh(spec: DropletSpec) -> OpensshDroplet:
     """Return a running droplet; raises RuntimeError where sshd cannot be used."""
     program = find_sshd()
     config = await asyncio.to_thread(_write_config, spec)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    listener = socket.create_server(("127.0.0.1", spec.port), backlog=128)
     listener.setblocking(False)
     return OpensshDroplet(spec, [program, "-i", "-f", str(config), "-E", str(config.parent / "log")], listener)
 
@@ -59,14 +59,18 @@ class OpensshDroplet:
         loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = {loop.create_task(self._accept())}
 
+    def drop_connections(self) -> None:
+        """Cut every connection, as a restart of sshd with its sessions does."""
+        for server in self._servers:
+            with contextlib.suppress(OSError):
+                os.killpg(server.pid, signal.SIGKILL)
+
     async def close(self) -> None:
         """Stop listening, end every sshd and every process."""
         for task in self._tasks:
             task.cancel()
         self._listener.close()
-        for server in self._servers:
-            with contextlib.suppress(OSError):
-                os.killpg(server.pid, signal.SIGKILL)
+        self.drop_connections()
         await asyncio.to_thread(end_processes, [self._spec.root])
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
@@ -136,6 +140,7 @@ def _session_script(spec: DropletSpec) -> str:
     pairs = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
     return (
         "#!/bin/sh\n"
+        f"if [ -e {shlex.quote(str(banner_file(spec.root)))} ]; then printf %s {shlex.quote(BANNER)}; exit 0; fi\n"
         f"cd {shlex.quote(environment['HOME'])} || exit 255\n"
         f'set -- {pairs} ${{TERM:+"TERM=$TERM"}}\n'
         'if [ -z "$SSH_ORIGINAL_COMMAND" ]; then exec env -i "$@" bash -l; fi\n'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -13,16 +14,19 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from chisel.sandbox.base import DropletServer, DropletSpec, Kind
+from chisel.sandbox.base import DropletServer, DropletSpec, Kind, banner_file
 from chisel.sandbox.cloud import Cloud, Knobs, Machines
 from chisel.sandbox.droplets import start_droplet
+from chisel.sandbox.faults import Fault, Schedule
 from chisel.sandbox.http import Server, serving
 from chisel.sandbox.processes import end_processes
 
 _LOG = logging.getLogger(__name__)
+_ADDRESS_DEADLINE_S = 5.0
+_LOOK_AGAIN_S = 0.02
 _PARENT_POLL_S = 0.25
 _ENDPOINT = "endpoint.json"
 
@@ -33,6 +37,9 @@ class Settings:
 
     directory: Path
     kind: Kind = "asyncssh"
+    knobs: Knobs = field(default_factory=Knobs)
+    faults: tuple[Fault, ...] = ()
+    seed: int = 0
     parent: int | None = None
     removes_directory: bool = False
 
@@ -72,13 +79,33 @@ class Park:
 
     async def _run(self, spec: DropletSpec, told: Callable[[int | None], None]) -> None:
         try:
-            server = await start_droplet(spec, self._kind)
+            server = await self._started(spec)
         except (OSError, ValueError, RuntimeError) as error:
             _LOG.error("droplet %d does not start: %s", spec.id, error)
             told(None)
             return
         self._servers[spec.id] = server
         told(server.port)
+        if spec.banner_s > 0:
+            self._loop.call_later(spec.banner_s, self._end_first_boot, spec)
+
+    async def _started(self, spec: DropletSpec) -> DropletServer:
+        """Start a droplet; the address it takes over may still be its predecessor's for a moment."""
+        give_up_at = self._loop.time() + _ADDRESS_DEADLINE_S
+        while True:
+            try:
+                return await start_droplet(spec, self._kind)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or self._loop.time() > give_up_at:
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+    def _end_first_boot(self, spec: DropletSpec) -> None:
+        """End the first boot: commands run from now on, and the sshd restarts."""
+        banner_file(spec.root).unlink(missing_ok=True)
+        server = self._servers.get(spec.id)
+        if server is not None:
+            server.drop_connections()
 
     async def _end(self, id: int) -> None:
         task = self._tasks.pop(id, None)
@@ -99,14 +126,14 @@ class Park:
 
 
 @asynccontextmanager
-async def running_cloud(settings: Settings, knobs: Knobs | None = None) -> AsyncIterator[Server]:
+async def running_cloud(settings: Settings) -> AsyncIterator[Server]:
     """Give a cloud that serves; leaving ends every droplet and leaves no process."""
     droplets = settings.directory / "droplets"
     await asyncio.to_thread(droplets.mkdir, parents=True, exist_ok=True)
     park = Park(droplets, settings.kind)
-    cloud = Cloud(park.machines(), knobs=knobs or Knobs())
+    cloud = Cloud(park.machines(), knobs=settings.knobs)
     try:
-        with serving(cloud) as server:
+        with serving(cloud, Schedule(settings.faults, settings.seed)) as server:
             yield server
     finally:
         await park.close()

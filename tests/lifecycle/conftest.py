@@ -90,7 +90,7 @@ class World:
 async def a_world(tmp_path: Path, knobs: Knobs) -> AsyncIterator[World]:
     key = generate_keypair("me")
     async with (
-        running_cloud(Settings(tmp_path / "cloud"), knobs) as server,
+        running_cloud(Settings(tmp_path / "cloud", knobs=knobs)) as server,
         open_digitalocean(Secret(server.token), api_url=server.url) as real,
         open_connector(key) as connector,
     ):
