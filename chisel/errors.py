@@ -58,6 +58,10 @@ class NotFoundError(CloudError):
     """The API says 404: the thing does not exist, or not yet (its list lags a create by seconds)."""
 
 
+class CapacityError(CloudError):
+    """The API refused a create because there is no room for that size in that region now: nothing was created."""
+
+
 class CredentialsRefused(CloudError):
     """The API says 401 or 403: the token is wrong, expired, or lacks a scope."""
 

@@ -6,19 +6,24 @@ most 255 characters (API reference, 2026-08); names are hostnames and may repeat
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 
 from chisel.errors import UsageError
 from chisel.model import Droplet, DropletId, SweepItem
 
 TAG = "chisel"
-_OWNER, _POOL, _PROJECT, _ATTEMPT, _UNTIL = (
-    f"{TAG}-{part}-" for part in ("owner", "pool", "project", "attempt", "until")
+_OWNER, _POOL, _PROJECT, _ATTEMPT, _UNTIL, _IDLE = (
+    f"{TAG}-{part}-" for part in ("owner", "pool", "project", "attempt", "until", "idle")
 )
+_ATTEMPT_TAG = re.compile(rf"{_ATTEMPT}(?P<attempt>[0-9a-f]+)(?:-(?P<key>[0-9a-f]{{64}}))?")
+_KEY_ALGORITHM = b"ssh-ed25519"
+_KEY_HEAD_BYTES = 4 + len(_KEY_ALGORITHM) + 4
+_DIGITS = 12
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
 MINIMUM_BILLED_S = 60
 MINIMUM_USD = Decimal("0.01")
@@ -27,7 +32,11 @@ HALF_MADE_AFTER = timedelta(minutes=30)
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a droplet's tags say about it; empty texts where a tag is missing, `until` None when it has no limit."""
+    """What a droplet's tags say about it; empty texts where a tag is missing, `until` None when it has no limit.
+
+    `host_keys` are the public host keys it may show after its first boot, in OpenSSH's form. `idle_s` is the idleness
+    after which it destroys itself, 0 for never.
+    """
 
     is_ours: bool
     owner: str = ""
@@ -35,6 +44,8 @@ class Label:
     project: str = ""
     attempt: str = ""
     until: datetime | None = None
+    idle_s: int = 0
+    host_keys: tuple[str, ...] = ()
 
 
 def check_pool_name(name: str) -> str:
@@ -47,18 +58,54 @@ def check_pool_name(name: str) -> str:
     return name
 
 
-def make_tags(*, owner: str, pool: str, project: str, attempt: str, until: datetime | None) -> tuple[str, ...]:
-    """Return the tags of a droplet about to be made; `attempt` is unique to one create request."""
+def make_tags(
+    *, owner: str, pool: str, project: str, attempt: str, host_key: str, until: datetime | None, idle_s: int = 0
+) -> tuple[str, ...]:
+    """Return the tags of a droplet about to be made; `attempt` is unique to one create request.
+
+    They hold all that a lost state needs to be rebuilt, the public host key to verify the droplet by included.
+    """
     safe_project = re.sub(r"[^A-Za-z0-9_-]", "-", project)[:100]
-    tags = [TAG, _OWNER + owner, _POOL + pool, _PROJECT + safe_project, attempt_tag(attempt)]
+    tags = [TAG, _OWNER + owner, _POOL + pool, _PROJECT + safe_project, attempt_tag(attempt, host_key)]
     if until is not None:
-        tags.append(f"{_UNTIL}{int(until.timestamp())}")
+        tags.append(until_tag(until))
+    if idle_s:
+        tags.append(f"{_IDLE}{idle_s}")
     return tuple(tags)
 
 
-def attempt_tag(attempt: str) -> str:
-    """Return the tag that only this attempt's droplet carries."""
-    return _ATTEMPT + attempt
+def attempt_tag(attempt: str, host_key: str) -> str:
+    """Return the tag that only this attempt's droplet carries: its own word, and the host key it is to show."""
+    return f"{_ATTEMPT}{attempt}-{_key_in_hex(host_key)}"
+
+
+def attempt_tags(tags: Iterable[str], attempt: str) -> tuple[str, ...]:
+    """Return those tags that only this attempt's droplet carries."""
+    found = [tag for tag in tags if (match := _ATTEMPT_TAG.fullmatch(tag)) and match["attempt"] == attempt]
+    return tuple(sorted(found))
+
+
+def until_tag(until: datetime) -> str:
+    """Return the tag of a limit in time."""
+    return f"{_UNTIL}{int(until.timestamp())}"
+
+
+def limit_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return those tags that limit a droplet's time."""
+    return tuple(sorted(tag for tag in tags if tag.startswith(_UNTIL)))
+
+
+def _key_in_hex(host_key: str) -> str:
+    """Return an ed25519 public key's 32 bytes in hex; raises ValueError for another kind."""
+    blob = base64.b64decode(host_key.split()[1], validate=True)
+    if not host_key.startswith(f"{_KEY_ALGORITHM.decode()} ") or len(blob) != _KEY_HEAD_BYTES + 32:
+        raise ValueError("not an ed25519 public key")
+    return blob[_KEY_HEAD_BYTES:].hex()
+
+
+def _key_from_hex(text: str) -> str:
+    head = len(_KEY_ALGORITHM).to_bytes(4, "big") + _KEY_ALGORITHM + (32).to_bytes(4, "big")
+    return f"{_KEY_ALGORITHM.decode()} {base64.b64encode(head + bytes.fromhex(text)).decode('ascii')}"
 
 
 def owner_tag(owner: str) -> str:
@@ -66,17 +113,22 @@ def owner_tag(owner: str) -> str:
     return _OWNER + owner
 
 
-def read_label(tags: Iterable[str], zone: datetime) -> Label:
-    """Read the tags back; `zone` is any aware datetime, whose zone `until` is given in."""
+def read_label(tags: Iterable[str]) -> Label:
+    """Read the tags back; of several limits the latest holds, and two attempts' tags prove nothing about either."""
     found = set(tags)
-    until = _after(found, _UNTIL)
+    untils = [tag[len(_UNTIL) :] for tag in found if tag.startswith(_UNTIL)]
+    instants = sorted(int(text) for text in untils if text.isascii() and text.isdigit() and len(text) < _DIGITS)
+    idle = _after(found, _IDLE)
+    attempts = [match for tag in sorted(found) if (match := _ATTEMPT_TAG.fullmatch(tag))]
     return Label(
         is_ours=TAG in found,
         owner=_after(found, _OWNER),
         pool=_after(found, _POOL),
         project=_after(found, _PROJECT),
-        attempt=_after(found, _ATTEMPT),
-        until=datetime.fromtimestamp(int(until), zone.tzinfo) if until.isdigit() else None,
+        attempt=attempts[0]["attempt"] if len({match["attempt"] for match in attempts}) == 1 else "",
+        until=datetime.fromtimestamp(instants[-1], UTC) if instants else None,
+        idle_s=int(idle) if idle.isascii() and idle.isdigit() and len(idle) < _DIGITS else 0,
+        host_keys=tuple(_key_from_hex(match["key"]) for match in attempts if match["key"]),
     )
 
 
@@ -86,7 +138,7 @@ def _after(tags: Iterable[str], start: str) -> str:
 
 def refusal_to_destroy(droplet: Droplet, *, id: DropletId, name: str, owner: str, attempt: str) -> str | None:
     """Say why this droplet must not be destroyed, None when id, name, owner and attempt all agree with the record."""
-    label = read_label(droplet.tags, droplet.created_at)
+    label = read_label(droplet.tags)
     checks = (
         (droplet.id == id, f"the API answered with droplet {droplet.id} instead of {id}"),
         (label.is_ours, f"it does not carry the tag `{TAG}`"),
@@ -95,6 +147,11 @@ def refusal_to_destroy(droplet: Droplet, *, id: DropletId, name: str, owner: str
         (droplet.name == name, f"its name is `{droplet.name}`, not `{name}`"),
     )
     return next((reason for holds, reason in checks if not holds), None)
+
+
+def refusal_to_sweep(droplet: Droplet, item: SweepItem) -> str | None:
+    """Say why a droplet must not be destroyed, None when it still is what the sweep judged and showed."""
+    return refusal_to_destroy(droplet, id=item.droplet_id, name=item.name, owner=item.owner_tag, attempt=item.attempt)
 
 
 def cost(usd_per_hour: Decimal, seconds: float) -> Decimal:
@@ -120,31 +177,46 @@ def free_names(pool: str, taken: Iterable[str], count: int) -> list[str]:
     return names
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a sweep may select beyond this owner's droplets that are past their limits or half made.
+
+    `named` are names of this owner's droplets and ids of anybody's. `expired` takes everybody's that are past the limit
+    they were given, `unknown` those that this machine's state does not know, whoever made them. `older_than` takes this
+    owner's of that age.
+    """
+
+    named: tuple[str, ...] = ()
+    expired: bool = False
+    unknown: bool = False
+    older_than: timedelta | None = None
+
+
+NOTHING_MORE = Choice()
+
+
 def sweep_items(
     droplets: Iterable[Droplet],
     known: Mapping[DropletId, bool],
     *,
     owner: str,
     now: datetime,
-    named: Iterable[str] = (),
+    choice: Choice = NOTHING_MORE,
 ) -> list[SweepItem]:
-    """Judge every droplet that carries chisel's tag.
+    """Judge every droplet that carries chisel's tag, the oldest first.
 
-    `known` maps the ids this machine's state records to whether they became ready. Selected are ours that are past
-    their limit, or recorded here and still not ready after `HALF_MADE_AFTER`; and ours that are `named`.
+    `known` maps the ids this machine's state records to whether they became ready.
     """
-    wanted = set(named)
-    return [
-        _sweep_item(droplet, known, owner, now, wanted) for droplet in sorted(droplets, key=lambda one: one.created_at)
-    ]
+    ordered = sorted(droplets, key=lambda one: (one.created_at, one.id))
+    return [_sweep_item(droplet, known, owner, now, choice) for droplet in ordered]
 
 
 def _sweep_item(
-    droplet: Droplet, known: Mapping[DropletId, bool], owner: str, now: datetime, wanted: set[str]
+    droplet: Droplet, known: Mapping[DropletId, bool], owner: str, now: datetime, choice: Choice
 ) -> SweepItem:
-    label = read_label(droplet.tags, now)
+    label = read_label(droplet.tags)
     age = now - droplet.created_at
-    reason, is_selected = _verdict(droplet, label, known, owner, now, wanted)
+    reason, is_selected = _verdict(droplet, label, known, owner, now, choice)
     return SweepItem(
         droplet_id=droplet.id,
         name=droplet.name,
@@ -155,20 +227,30 @@ def _sweep_item(
         usd_per_hour=droplet.usd_per_hour,
         reason=reason,
         is_selected=is_selected,
+        owner_tag=label.owner,
+        attempt=label.attempt,
     )
 
 
 def _verdict(
-    droplet: Droplet, label: Label, known: Mapping[DropletId, bool], owner: str, now: datetime, wanted: set[str]
+    droplet: Droplet, label: Label, known: Mapping[DropletId, bool], owner: str, now: datetime, choice: Choice
 ) -> tuple[str, bool]:
-    if not label.is_ours or label.owner != owner:
-        return "not yours: left", False
-    if droplet.name in wanted:
+    if not (label.is_ours and label.owner and label.attempt):
+        return "not made by chisel, whatever its tag says: left", False
+    is_mine, age = label.owner == owner, now - droplet.created_at
+    is_expired = label.until is not None and label.until <= now
+    if str(droplet.id) in choice.named or (is_mine and droplet.name in choice.named):
         return "named on the command line", True
-    if label.until is not None and label.until <= now:
+    if is_expired and (is_mine or choice.expired):
         return f"past its limit ({label.until:%Y-%m-%d %H:%M} UTC)", True
     if droplet.id not in known:
-        return "yours, but not in this machine's state: destroyed only by name", False
-    if not known[droplet.id] and now - droplet.created_at > HALF_MADE_AFTER:
+        whose = "yours, but not in this machine's state" if is_mine else "not yours"
+        if choice.unknown:
+            return whose, True
+        late = "; past its limit: --expired" if is_expired else ""
+        return f"{whose}: by name{'' if is_mine else ' of its id'} or --unknown{late}", False
+    if choice.older_than is not None and age >= choice.older_than:
+        return "older than asked", True
+    if not known[droplet.id] and age > HALF_MADE_AFTER:
         return "never became ready", True
     return "in use", False

@@ -43,7 +43,8 @@ class Host:
     """A droplet as SSH sees it.
 
     `host_key` is the pinned public key in OpenSSH's one-line form (`ssh-ed25519 AAAA...`): nothing else is accepted
-    from this host. `port` is 22 everywhere but in the sandbox, where all droplets share one address.
+    from this host but, while it replaces its first key, `next_host_key`. `port` is 22 everywhere but in the sandbox,
+    where all droplets share one address.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Host:
     port: int
     user: str
     host_key: str
+    next_host_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +239,8 @@ class RunningCommand:
 class DropletStatus:
     """One droplet for `chisel status`: what the cloud and the droplet itself say of it.
 
-    `idle_s` is None when the droplet could not be asked; `reachable` says whether it answered.
+    `idle_s` is None when the droplet could not be asked; `is_reachable` says whether it answered. `until` is the end of
+    its time, None for no limit.
     """
 
     host: str
@@ -251,6 +254,7 @@ class DropletStatus:
     is_reachable: bool
     idle_s: float | None = None
     runs: tuple[RunningCommand, ...] = ()
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,3 +279,5 @@ class SweepItem:
     usd_per_hour: Decimal
     reason: str
     is_selected: bool
+    owner_tag: str = ""
+    attempt: str = ""

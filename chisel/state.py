@@ -13,7 +13,8 @@ import os
 import random
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -41,6 +42,9 @@ T = TypeVar("T")
 class DropletRecord:
     """What chisel knows of a droplet it made; `attempt` is its tag's unique part, `host_key` the pinned public key.
 
+    While the first boot's key is being replaced `next_host_key` is accepted as well; `is_rotated` says that it was.
+    `until` is the end of its time, None for no limit; after `idle_s` of idleness it destroys itself (0: never).
+
     `address` is None until the cloud has given one, `is_ready` says that it once answered, `facts` is what its probe
     found then (JSON values). `created_at` is aware UTC.
     """
@@ -59,11 +63,18 @@ class DropletRecord:
     attempt: str
     is_ready: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+    next_host_key: str | None = None
+    is_rotated: bool = False
+    until: datetime | None = None
+    idle_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A create request that is about to be sent, or whose answer is not recorded; `host_key` is the public half."""
+    """A create request that is about to be sent, or whose answer is not recorded.
+
+    `host_key` is the public half of the first boot's key, `next_host_key` of the one that replaces it.
+    """
 
     attempt: str
     pool: str
@@ -73,7 +84,10 @@ class Intent:
     image: str
     started_at: datetime
     host_key: str
+    next_host_key: str
     usd_per_hour: Decimal
+    until: datetime | None = None
+    idle_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +161,31 @@ class StateStore:
 
     # -- the lock
 
+    @asynccontextmanager
+    async def locked(self, name: str, *, deadline_s: float) -> AsyncIterator[None]:
+        """Hold a lock of its own beside the state, across processes, while the block runs; a dead process holds none.
+
+        Raises StateError when it is not free within `deadline_s` seconds, or cannot be made.
+        """
+        file, ends_at, wait_s = (
+            self.file.with_name(f"{self.file.name}.{name}.lock"),
+            anyio.current_time(),
+            _FIRST_WAIT_S,
+        )
+        ends_at += deadline_s
+        descriptor = await to_thread.run_sync(self._open_lock, file)
+        try:
+            while not _try_flock(descriptor):
+                if anyio.current_time() >= ends_at:
+                    raise StateError(
+                        f"`{file}` has been locked by another chisel for {deadline_s:g} s", hint="try again"
+                    )
+                await anyio.sleep(wait_s)
+                wait_s = min(wait_s * 1.5, _LONGEST_WAIT_S)
+            yield
+        finally:
+            os.close(descriptor)
+
     async def _when_locked(self, action: Callable[[], T]) -> T:
         """Do a thing in a thread that holds the lock: the lock never outlives the thread's call.
 
@@ -168,7 +207,7 @@ class StateStore:
             wait_s = min(wait_s * 1.5, _LONGEST_WAIT_S)
 
     def _try_locked(self, action: Callable[[], T]) -> tuple[bool, tuple[T, ...]]:
-        descriptor = self._open_lock()
+        descriptor = self._open_lock(self._lock_file)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,10 +224,10 @@ class StateStore:
         finally:
             os.close(descriptor)
 
-    def _open_lock(self) -> int:
+    def _open_lock(self, file: Path) -> int:
         try:
             make_private_directory(self.file.parent)
-            return os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
+            return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
         except OSError as error:
             raise self._trouble("lock", error) from error
 
@@ -258,6 +297,14 @@ class StateStore:
         }
         hint = hints.get(error.errno or 0, "see who owns it, or point XDG_CACHE_HOME to a folder you may write")
         return StateError(f"cannot {what} `{self.file}`: {error.strerror or error}", hint=hint)
+
+
+def _try_flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 # -- the form on disk
@@ -391,6 +438,10 @@ def _record(tree: Mapping[str, Any]) -> DropletRecord:
         attempt=_get(tree, "attempt", str),
         is_ready=_get(tree, "is_ready", bool),
         facts=_get(tree, "facts", dict),
+        next_host_key=_text_or_none(tree, "next_host_key"),
+        is_rotated=_get(tree, "is_rotated", bool),
+        until=_instant_or_none(tree, "until"),
+        idle_s=_get(tree, "idle_s", int),
     )
 
 
@@ -404,7 +455,10 @@ def _intent(tree: Mapping[str, Any]) -> Intent:
         image=_get(tree, "image", str),
         started_at=_instant(tree, "started_at"),
         host_key=_get(tree, "host_key", str),
+        next_host_key=_get(tree, "next_host_key", str),
         usd_per_hour=_money(tree, "usd_per_hour"),
+        until=_instant_or_none(tree, "until"),
+        idle_s=_get(tree, "idle_s", int),
     )
 
 
@@ -444,6 +498,10 @@ def _money(tree: Mapping[str, Any], key: str) -> Decimal:
     if not amount.is_finite():
         raise _NotStateError(key)
     return amount
+
+
+def _instant_or_none(tree: Mapping[str, Any], key: str) -> datetime | None:
+    return None if tree.get(key) is None else _instant(tree, key)
 
 
 def _instant(tree: Mapping[str, Any], key: str) -> datetime:

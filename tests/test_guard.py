@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -11,6 +12,7 @@ from chisel import guard
 from chisel.errors import UsageError
 from chisel.model import Droplet, DropletId
 
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMDpv2YyF9h3v4oGJr3y1yCpTqlFnD7tQzXoXbXnZV5E host"
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 
@@ -23,7 +25,9 @@ def droplet(
     age_s: float = 3600,
     until: datetime | None = None,
 ) -> Droplet:
-    tags = guard.make_tags(owner=owner, pool="bench", project="kernels", attempt=attempt, until=until)
+    tags = guard.make_tags(
+        owner=owner, pool="bench", project="kernels", attempt=attempt, host_key=HOST_KEY, until=until, idle_s=900
+    )
     return Droplet(
         id=DropletId(id),
         name=name,
@@ -74,9 +78,37 @@ def test_look_alike_tags_never_pass_for_ours(owner: str, attempt: str, extra: li
 
 
 def test_tags_use_only_what_the_api_allows() -> None:
-    tags = guard.make_tags(owner="ab", pool="p", project="my project.v2=é", attempt="x", until=NOW)
+    tags = guard.make_tags(
+        owner="ab", pool="p", project="my project.v2=é", attempt="ab12", host_key=HOST_KEY, until=NOW, idle_s=900
+    )
     assert all(set(tag) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:-_") for tag in tags)
-    assert guard.read_label(tags, NOW).until == NOW
+    assert max(map(len, tags)) <= 255
+    label = guard.read_label(tags)
+    assert (label.until, label.idle_s, label.attempt) == (NOW, 900, "ab12")
+    assert label.host_keys == (HOST_KEY.rpartition(" ")[0],)
+
+
+def test_of_several_limits_the_latest_holds_and_nonsense_is_none() -> None:
+    tags = [
+        guard.until_tag(NOW),
+        guard.until_tag(NOW + timedelta(hours=2)),
+        "chisel-until-9" + "9" * 40,
+        "chisel-until-x",
+    ]
+    assert guard.read_label(tags).until == NOW + timedelta(hours=2)
+    assert guard.limit_tags([*tags, "chisel"]) == tuple(sorted(tags))
+
+
+def test_two_attempts_tags_prove_nothing() -> None:
+    tags = [guard.attempt_tag("aa", HOST_KEY), guard.attempt_tag("ab", HOST_KEY)]
+    assert guard.read_label(tags).attempt == ""
+    assert guard.attempt_tags(tags, "aa") == (tags[0],)
+
+
+@pytest.mark.parametrize("key", ["ssh-rsa AAAA", "ssh-ed25519 AAAA", "ssh-ed25519 !"])
+def test_a_host_key_of_another_kind_has_no_tag(key: str) -> None:
+    with pytest.raises(ValueError, match=r"ed25519|base64|padding"):
+        guard.attempt_tag("aa", key)
 
 
 @pytest.mark.parametrize(
@@ -100,21 +132,47 @@ def test_a_name_that_is_no_hostname_is_refused(name: str) -> None:
         guard.check_pool_name(name)
 
 
-def test_sweep_selects_only_what_is_ours_and_past_or_half_made_or_named() -> None:
-    fine = droplet(id=1)
-    late = droplet(id=2, until=NOW - timedelta(seconds=1))
-    half = droplet(id=3)
-    stranger = droplet(id=4, owner="other", until=NOW - timedelta(days=1))
-    unknown = droplet(id=5)
-    named = droplet(id=6, name="bench-6")
-    known = {DropletId(1): True, DropletId(2): True, DropletId(3): False}
-    items = guard.sweep_items(
-        [fine, late, half, stranger, unknown, named], known, owner="me", now=NOW, named=["bench-6", "other"]
-    )
-    assert {item.droplet_id for item in items if item.is_selected} == {2, 3, 6}
-    assert len(items) == 6
+FLEET = {
+    "fine": droplet(id=1),
+    "late": droplet(id=2, until=NOW - timedelta(seconds=1)),
+    "half made": droplet(id=3),
+    "old": droplet(id=4, age_s=9 * 3600),
+    "another's": droplet(id=5, owner="other", name="theirs"),
+    "another's late": droplet(id=6, owner="other", until=NOW - timedelta(days=1)),
+    "mine, unknown": droplet(id=7, name="lost"),
+    "look-alike": replace(droplet(id=8), tags=("chisel", "chisel-owner-me", "chisel-attempt-zz")),
+}
+KNOWN = {DropletId(1): True, DropletId(2): True, DropletId(3): False, DropletId(4): True}
 
 
-def test_a_stranger_is_not_selected_even_by_name() -> None:
-    (item,) = guard.sweep_items([droplet(owner="other")], {}, owner="me", now=NOW, named=["bench-1"])
-    assert not item.is_selected
+@pytest.mark.parametrize(
+    ("choice", "selected"),
+    [
+        (guard.Choice(), {2, 3}),
+        (guard.Choice(named=("bench-1",)), {1, 2, 3, 4}),
+        (guard.Choice(named=("lost",)), {2, 3, 7}),
+        (guard.Choice(named=("theirs",)), {2, 3}),
+        (guard.Choice(named=("5", "8")), {2, 3, 5}),
+        (guard.Choice(expired=True), {2, 3, 6}),
+        (guard.Choice(older_than=timedelta(hours=8)), {2, 3, 4}),
+        (guard.Choice(unknown=True), {2, 3, 5, 6, 7}),
+    ],
+)
+def test_sweep_selects_no_more_than_it_was_told_to(choice: guard.Choice, selected: set[int]) -> None:
+    items = guard.sweep_items(FLEET.values(), KNOWN, owner="me", now=NOW, choice=choice)
+    assert {item.droplet_id for item in items if item.is_selected} == selected
+    assert len(items) == len(FLEET)
+
+
+def test_a_machine_without_a_state_selects_nothing_but_what_it_is_told() -> None:
+    items = guard.sweep_items(FLEET.values(), {}, owner="nobody", now=NOW)
+    assert not any(item.is_selected for item in items)
+    items = guard.sweep_items(FLEET.values(), {}, owner="nobody", now=NOW, choice=guard.Choice(expired=True))
+    assert {item.droplet_id for item in items if item.is_selected} == {2, 6}
+
+
+def test_what_changed_since_the_sweep_is_not_destroyed() -> None:
+    (item,) = guard.sweep_items([droplet()], {}, owner="me", now=NOW, choice=guard.Choice(named=("7",)))
+    assert guard.refusal_to_sweep(droplet(), item) is None
+    for changed in (droplet(owner="other"), droplet(attempt="a2"), droplet(name="x"), droplet(id=8)):
+        assert guard.refusal_to_sweep(changed, item)

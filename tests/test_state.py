@@ -57,6 +57,7 @@ INTENT = Intent(
     image="gpu-amd-base",
     started_at=AT,
     host_key="ssh-ed25519 BBBB",
+    next_host_key="ssh-ed25519 CCCC",
     usd_per_hour=Decimal("1.99"),
 )
 FULL = State(

@@ -34,6 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "down": ("droplets", "Destroy the droplets, confirm it, show what they cost."),
     "status": ("droplets", "Show what is up, what runs there, what it costs."),
     "sweep": ("droplets", "Find droplets past their limits or half made, and destroy them on request."),
+    "keep": ("droplets", "Let droplets live longer than their limit says."),
+    "recover": ("droplets", "Rebuild a lost state from the droplets' tags."),
     "demo": ("sandbox", "Show the whole loop on an embedded cloud: no account, no cost."),
     "sandbox": ("sandbox", "Start, show or stop the embedded cloud in the background."),
     "completion": ("account", "Print the shell code that completes chisel's commands."),

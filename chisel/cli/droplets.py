@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import asyncclick as click
 
-from chisel.cli.options import Duration, output_options, pool_option, target_options
+from chisel.cli.options import Dollars, Duration, output_options, pool_option, target_options
 from chisel.cli.session import Session, choose
 
 if TYPE_CHECKING:
-    from chisel.client import Pool
+    from chisel.client import Client, Pool
 
 
 @click.command()
@@ -21,34 +22,63 @@ if TYPE_CHECKING:
 @click.option("--region", metavar="SLUG", help="Region (default: the first that offers the size).")
 @click.option("--image", metavar="SLUG", help="Image (default: AMD's GPU image).")
 @click.option("--ttl", type=Duration(), help="Lifetime after which `chisel sweep` selects the droplets, such as 8h.")
+@click.option("--max-usd", type=Dollars(), metavar="USD", help="What the pool may cost; then it is past its limit.")
+@click.option(
+    "--any", "takes_any", is_flag=True, help="Take another size of the same architecture where there is room."
+)
+@click.option("--wait", type=Duration(), default="0s", help="How long to hunt for capacity, such as 30m.")
 @output_options
 async def up(
     session: Session, pool: str | None, count: int, size: str | None, region: str | None, image: str | None,
-    ttl: timedelta | None,
+    ttl: timedelta | None, max_usd: Decimal | None, takes_any: bool, wait: timedelta,
 ) -> None:  # fmt: skip
     """Bring droplets up: reuse what exists, create what is missing, return when every one truly answers.
 
     Billing starts with each droplet's creation and ends with `chisel down`. Nothing is ever destroyed here.
     """
     async with session.open() as client:
-        await client.up(pool, count=count, size=size, region=region, image=image, ttl=ttl)
+        await client.up(
+            pool, count=count, size=size, region=region, image=image, ttl=ttl, max_usd=max_usd, takes_any=takes_any,
+            wait=wait,
+        )  # fmt: skip
 
 
 @click.command()
 @target_options
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--power-off", is_flag=True, help="Cut the power instead: billing goes on in full.")
 @output_options
-async def down(session: Session, pool: str | None, everywhere: bool, on: str | None, yes: bool) -> None:
+async def down(
+    session: Session, pool: str | None, everywhere: bool, on: str | None, yes: bool, power_off: bool
+) -> None:
     """Destroy the droplets, confirm that they are gone, show what they cost.
 
     A powered-off droplet bills in full, so `down` destroys. It asks first on a terminal; elsewhere it needs --yes.
     """
     async with session.open() as client:
         target = await choose(client, session, pool=pool, everywhere=everywhere, on=on)
+        if power_off:
+            from chisel.events import Notice
+
+            await target.power_off()
+            client.sink.emit(
+                Notice(level="warning", message="powered off, and billing in full all the same", hint="chisel down")
+            )
+            return
+        await _say_what_runs(client, target)
         await _agree(session, target, client.where.project.name, yes=yes)
         bills = await target.down()
         if any(bill.error for bill in bills):
             session.status = 4
+
+
+async def _say_what_runs(client: Client, target: Pool) -> None:
+    """Name the commands that would be lost."""
+    from chisel.events import Notice
+
+    for host, runs in (await client.running_on(target)).items():
+        for run in runs:
+            client.sink.emit(Notice(host=host, level="warning", message=f"still runs there: {run.line}"))
 
 
 async def _agree(session: Session, target: Pool, project: str, *, yes: bool) -> None:
@@ -73,19 +103,69 @@ async def status(session: Session) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1)
+@click.option("--expired", is_flag=True, help="Also other owners' droplets that are past the limit they were given.")
+@click.option("--older-than", type=Duration(), help="Also yours of that age, such as 8h.")
+@click.option("--unknown", is_flag=True, help="Also droplets this machine does not know; asks for their number.")
 @click.option("-y", "--yes", is_flag=True, help="Destroy what is selected. Without it nothing is destroyed.")
 @output_options
-async def sweep(session: Session, names: tuple[str, ...], yes: bool) -> None:
+async def sweep(
+    session: Session, names: tuple[str, ...], expired: bool, older_than: timedelta | None, unknown: bool, yes: bool
+) -> None:
     """Show every droplet with chisel's tag, and with --yes destroy those that are selected.
 
-    Selected are yours that are past their limit or half made, and yours that are NAMED. Others are left alone.
+    Selected are yours that are past their limit or half made, and those NAMED: yours by name, anybody's by id. --yes
+    adds nothing to the selection.
     """
+    from chisel.guard import Choice
+
     async with session.open() as client:
-        items = await client.sweep(names=names)
-        selected = [item for item in items if item.is_selected]
-        if not selected:
+        choice = Choice(named=names, expired=expired, unknown=unknown, older_than=older_than)
+        selected = [item for item in await client.sweep(choice) if item.is_selected]
+        if not selected or not await _may_sweep(session, len(selected), yes=yes, counts=unknown):
             return
-        if yes or (session.may_ask and await session.confirms(f"Destroy the {len(selected)} selected?")):
-            bills = await client.destroy_swept(selected)
-            if any(bill.error for bill in bills):
-                session.status = 4
+        bills = await client.destroy_swept(selected)
+        if any(bill.error for bill in bills):
+            session.status = 4
+
+
+async def _may_sweep(session: Session, number: int, *, yes: bool, counts: bool) -> bool:
+    """Ask for what --yes does not answer: for droplets nobody here knows their number has to be typed."""
+    from chisel.errors import GuardrailError
+
+    if not counts:
+        return yes or (session.may_ask and await session.confirms(f"Destroy the {number} selected?"))
+    if not session.may_ask:
+        raise GuardrailError("--unknown needs somebody at a terminal who types the number of droplets")
+    answer = await session.ask(f"{number} droplets would be destroyed, others' among them. Type their number:")
+    if answer != str(number):
+        raise GuardrailError("nothing was destroyed")
+    return True
+
+
+@click.command()
+@click.argument("by", type=Duration())
+@target_options
+@output_options
+async def keep(session: Session, by: timedelta, pool: str | None, everywhere: bool, on: str | None) -> None:
+    """Let droplets live until BY (such as 2h) from now at least."""
+    from chisel.events import Notice
+
+    async with session.open() as client:
+        target = await choose(client, session, pool=pool, everywhere=everywhere, on=on)
+        for name, until in sorted((await target.keep(by)).items()):
+            client.sink.emit(Notice(host=name, message=f"lives until {until:%Y-%m-%d %H:%M} UTC"))
+
+
+@click.command()
+@click.option("--owner", metavar="TAG", help="Whose droplets, when the state that knew it is lost.")
+@output_options
+async def recover(session: Session, owner: str | None) -> None:
+    """Rebuild a lost state from the droplets' tags."""
+    from chisel.events import Notice
+
+    async with session.open() as client:
+        found = await client.recover(owner)
+        for record in found:
+            client.sink.emit(Notice(host=record.name, message=f"recovered: droplet {record.id} of pool {record.pool}"))
+        if not found:
+            client.sink.emit(Notice(message="nothing was missing"))

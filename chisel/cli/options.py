@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import asyncclick as click
@@ -63,6 +64,20 @@ class Duration(click.ParamType[timedelta]):
         if not found:
             self.fail(f"`{value}` is not a duration like 90s, 15m or 2h", param, ctx)
         return timedelta(seconds=float(found[1]) * _UNIT_S[found[2]])
+
+
+class Dollars(click.ParamType[Decimal]):
+    """An amount of dollars, to the cent."""
+
+    name = "dollars"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
+        """Return the amount, which must be positive."""
+        if isinstance(value, Decimal):
+            return value
+        if not re.fullmatch(r"\$?\d{1,6}(\.\d{1,2})?", str(value).strip()) or not float(str(value).strip().lstrip("$")):
+            self.fail(f"`{value}` is not an amount like 3 or 12.50", param, ctx)
+        return Decimal(str(value).strip().lstrip("$"))
 
 
 def environment(pairs: tuple[str, ...], environ: Any) -> dict[str, str]:

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -151,11 +152,16 @@ class Client:
         region: str | None = None,
         image: str | None = None,
         ttl: timedelta | None = None,
+        max_usd: Decimal | None = None,
+        takes_any: bool = False,
+        wait: timedelta = timedelta(0),
     ) -> Pool:
         """Return a pool of at least `count` ready droplets, reusing what exists and creating what is missing.
 
-        Never destroys. Billing starts with each creation. Raises CloudError, ConfigError, UsageError; cancelled, it
-        leaves every created droplet recorded, where `down` finds it.
+        Never destroys. Billing starts with each creation. `ttl` and `max_usd` (dollars for the whole pool) limit new
+        droplets' time, `takes_any` allows other sizes of the same architecture, `wait` is how long to hunt for room.
+        Raises CloudError (CapacityError when there is no room), ConfigError, UsageError; cancelled, it leaves every
+        created droplet recorded, where `down` finds it.
         """
         from chisel.lifecycle import Wish
 
@@ -171,6 +177,9 @@ class Client:
             region=region or settings.region or self.config.region,
             image=image or settings.image or self.config.image,
             ttl=ttl,
+            max_usd=max_usd,
+            takes_any=takes_any,
+            wait_s=wait.total_seconds(),
         )
         records = await (await self.lifecycle()).up(wish)
         return Pool(self, name, tuple(sorted(records, key=by_number)))
@@ -233,6 +242,7 @@ class Client:
             age_s=age,
             is_reachable=answer is not None,
             idle_s=float(answer["idle_s"]) if answer else None,
+            until=record.until,
             runs=tuple(_running(one) for one in answer["runs"]) if answer else (),
         )
 
@@ -253,10 +263,26 @@ class Client:
             return None
         return None
 
-    async def sweep(self, *, names: Sequence[str] = ()) -> list[SweepItem]:
+    async def running_on(self, pool: Pool) -> dict[str, tuple[RunningCommand, ...]]:
+        """Ask droplets which commands run there, by droplet; one that does not answer is left out."""
+        found: dict[str, tuple[RunningCommand, ...]] = {}
+
+        async def one(record: DropletRecord) -> None:
+            answer = await self._ask(record) if record.address is not None and record.is_ready else None
+            runs = tuple(_running(run) for run in answer["runs"]) if answer else ()
+            if any(run.is_running for run in runs):
+                found[record.name] = tuple(run for run in runs if run.is_running)
+
+        async with anyio.create_task_group() as tasks:
+            for record in pool.records:
+                tasks.start_soon(one, record)
+        return dict(sorted(found.items()))
+
+    async def sweep(self, choice: guard.Choice = guard.NOTHING_MORE) -> list[SweepItem]:
         """List every droplet with chisel's tag and judge it; nothing is destroyed (that is `destroy_swept`).
 
-        Selected are this owner's droplets that are past their limits, half-made, or named. Raises CloudError.
+        Selected are this owner's droplets that are past their limits or half-made, and what `choice` adds. Raises
+        CloudError.
         """
         lifecycle = await self.lifecycle()
         await lifecycle.settle()
@@ -264,13 +290,32 @@ class Client:
         state = await self.store.read()
         known = {record.id: record.is_ready for pool in (await self._mine()).pools.values() for record in pool.values()}
         droplets = await cloud.list_droplets(tag=guard.TAG)
-        items = guard.sweep_items(droplets, known, owner=state.owner, now=datetime.now(UTC), named=names)
+        items = guard.sweep_items(droplets, known, owner=state.owner, now=datetime.now(UTC), choice=choice)
         self.sink.emit(SweepReported(items=tuple(items)))
         return items
 
     async def destroy_swept(self, items: Sequence[SweepItem]) -> list[Bill]:
         """Destroy what a sweep selected, each re-read first and destroyed only when it is still what was judged."""
         return await (await self.lifecycle()).destroy_swept(items)
+
+    async def recover(self, owner: str | None = None) -> list[DropletRecord]:
+        """Write droplets of this owner that the state has lost into it, from their tags; returns them.
+
+        A state that was lost as a whole has lost its owner as well: `owner` names it, or it is taken when all droplets
+        with chisel's tag have the same one. Raises CloudError, and ConfigError when it cannot be told whose they are.
+        """
+        lifecycle, state = await self.lifecycle(), await self.store.read()
+        owners = await lifecycle.owners()
+        has_records = any(cloud.pools or cloud.intents for cloud in state.clouds.values())
+        if owner is None and state.owner not in owners and not has_records:
+            named = sorted(name for name in owners if name)
+            if len(named) > 1:
+                raise ConfigError(
+                    f"the droplets belong to several owners: {', '.join(f'`{name}`' for name in named)}",
+                    hint=f"chisel recover --owner {named[0]}",
+                )
+            owner = named[0] if named else None
+        return await lifecycle.recover(owner)
 
     async def authenticate(self, token: str | None, *, api_url: str | None = None) -> Facts:
         """Verify a token (None: the one at hand) with the cloud, store a new one, and return what the account may do.

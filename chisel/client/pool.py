@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -227,6 +227,14 @@ class Pool:
         lifecycle = await self._client.lifecycle()
         await lifecycle.settle()
         return await lifecycle.down(self._records)
+
+    async def power_off(self) -> None:
+        """Cut the power of the pool's droplets: they go on billing in full. `Client.up` starts them again."""
+        await (await self._client.lifecycle()).power_off(self._records)
+
+    async def keep(self, by: timedelta) -> dict[str, datetime]:
+        """Let the pool's droplets live until `by` from now at least; returns the ends of their time by name."""
+        return await (await self._client.lifecycle()).extend(self._records, by)
 
     async def _on_each(self, one: Any) -> None:
         async with anyio.create_task_group() as tasks:

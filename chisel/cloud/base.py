@@ -44,6 +44,15 @@ class Cloud(Protocol):
     async def power_off(self, id: DropletId) -> None:
         """Cut a droplet's power, sent once (OutcomeUnknown without a clear answer): it goes on billing in full."""
 
+    async def power_on(self, id: DropletId) -> None:
+        """Start a droplet that is off, sent once (OutcomeUnknown without a clear answer)."""
+
+    async def tag_droplet(self, tag: str, id: DropletId) -> None:
+        """Put a tag, made where there is none, on a droplet; raises NotFoundError for a droplet that is gone."""
+
+    async def untag_droplet(self, tag: str, id: DropletId) -> None:
+        """Take a tag off a droplet; one that it does not carry is fine."""
+
     async def ensure_ssh_key(self, name: str, public_openssh: str) -> SshKey:
         """Return the account's entry for a public key, registering it under `name` when it is not there."""
 

@@ -208,6 +208,30 @@ class DigitalOcean:
         except CloudError as unfit:
             raise _unknown(what, unfit) from unfit
 
+    async def power_on(self, id: DropletId) -> None:
+        """Start a droplet that is off, sent once (OutcomeUnknown without a clear answer)."""
+        send = partial(self._client.droplet_actions.post, int(id), body={"type": "power_on"})
+        await self._once(_Order(f"powering on droplet `{id}`", send, self._ends_at()))
+
+    async def tag_droplet(self, tag: str, id: DropletId) -> None:
+        """Put a tag, made where there is none, on a droplet; raises NotFoundError for a droplet that is gone.
+
+        Both requests say what shall hold, not what shall change, so they may be repeated.
+        """
+        ends_at = self._ends_at()
+        make = partial(self._client.tags.create, body={"name": tag})
+        await self._retried(_Order(f"making tag `{tag}`", make, ends_at))
+        put = partial(self._client.tags.assign_resources, tag, body=_resource(id))
+        await self._retried(_Order(f"tagging droplet `{id}`", put, ends_at))
+
+    async def untag_droplet(self, tag: str, id: DropletId) -> None:
+        """Take a tag off a droplet; one that it does not carry is fine."""
+        send = partial(self._client.tags.unassign_resources, tag, body=_resource(id))
+        try:
+            await self._retried(_Order(f"taking tag `{tag}` off droplet `{id}`", send, self._ends_at()))
+        except NotFoundError:
+            return
+
     async def power_off(self, id: DropletId) -> None:
         """Cut a droplet's power, sent once (OutcomeUnknown without a clear answer): it goes on billing in full."""
         send = partial(self._client.droplet_actions.post, int(id), body={"type": "power_off"})
@@ -339,6 +363,10 @@ class DigitalOcean:
             is_clear=is_clear(answer.status, text),
             retry_after_s=retry_after_s(answer.headers),
         )
+
+
+def _resource(id: DropletId) -> dict[str, Any]:
+    return {"resources": [{"resource_id": str(int(id)), "resource_type": "droplet"}]}
 
 
 def _create_body(request: CreateRequest) -> dict[str, Any]:

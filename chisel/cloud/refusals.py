@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from chisel.errors import ChiselError, CloudError, CredentialsRefused, NotFoundError, RateLimited
+from chisel.errors import CapacityError, ChiselError, CloudError, CredentialsRefused, NotFoundError, RateLimited
 
 _LONGEST_TEXT = 300
 _HINTS_422 = (
@@ -19,6 +19,8 @@ _HINTS_422 = (
     ("invalid image", "choose another: chisel up --image I"),
     ("pending event", "try again in a moment"),
 )
+# Said of a size that `/v2/sizes` still offers: capacity went between the two requests.
+_NO_ROOM = ("not available in this region", "size is unavailable")
 
 
 def refusal(what: str, status: int, headers: Mapping[str, str], text: str) -> ChiselError:
@@ -75,7 +77,9 @@ def _kind_of(status: int, message: str) -> tuple[type[CloudError], str | None]:
         return NotFoundError, None
     if status >= 500:
         return CloudError, "an outage? https://status.digitalocean.com"
-    return CloudError, next((hint for part, hint in _HINTS_422 if part in message.lower()), None)
+    hint = next((hint for part, hint in _HINTS_422 if part in message.lower()), None)
+    has_no_room = status == 422 and any(part in message.lower() for part in _NO_ROOM)
+    return CapacityError if has_no_room else CloudError, hint
 
 
 def _moved(what: str, status: int, headers: Mapping[str, str]) -> CloudError:

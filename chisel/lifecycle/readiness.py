@@ -11,7 +11,7 @@ import anyio
 
 from chisel import guard
 from chisel.cloud.base import Cloud
-from chisel.errors import HostUnreachable
+from chisel.errors import HostUnreachable, NotFoundError
 from chisel.model import Droplet, DropletId, Host
 from chisel.node.frames import Kind
 
@@ -30,31 +30,61 @@ class Connection(Protocol):
 
 
 class Addresses:
-    """Poll the droplets that have no address yet with one listing for all (250 requests a minute are allowed)."""
+    """Poll the droplets that have no address yet with one listing for all (250 requests a minute are allowed).
 
-    def __init__(self, cloud: Cloud, waiting: set[DropletId]) -> None:
+    A droplet that was accepted may come to nothing: one that was listed, or is older than `settle_after_s`, and is
+    neither listed nor found by its id any more has vanished. One that is off is started.
+    """
+
+    def __init__(self, cloud: Cloud, waiting: set[DropletId], *, settle_after_s: float = 60.0) -> None:
         self._cloud = cloud
         self._waiting = waiting
+        self._settle_at = anyio.current_time() + settle_after_s
+        self._listed: set[DropletId] = set()
+        self._started: set[DropletId] = set()
         self._seen: dict[DropletId, Droplet] = {}
+        self._vanished: set[DropletId] = set()
         self._news = anyio.Event()
 
     async def poll(self) -> None:
         """Poll until every droplet has an address."""
         pause = _FIRST_POLL_S
         while self._waiting:
-            for droplet in await self._cloud.list_droplets(tag=guard.TAG):
-                if droplet.id in self._waiting and droplet.address is not None and droplet.status == "active":
-                    self._seen[droplet.id] = droplet
-                    self._waiting.discard(droplet.id)
+            listed = {droplet.id: droplet for droplet in await self._cloud.list_droplets(tag=guard.TAG)}
+            for id in list(self._waiting):
+                await self._judge(id, listed.get(id))
             self._news.set()
             self._news = anyio.Event()
             if self._waiting:
                 await anyio.sleep(pause)
                 pause = min(pause * 1.3, _SLOWEST_POLL_S)
 
+    async def _judge(self, id: DropletId, droplet: Droplet | None) -> None:
+        if droplet is None:
+            if (id in self._listed or anyio.current_time() > self._settle_at) and not await self._exists(id):
+                self._vanished.add(id)
+                self._waiting.discard(id)
+            return
+        self._listed.add(id)
+        if droplet.address is not None and droplet.status == "active":
+            self._seen[id] = droplet
+            self._waiting.discard(id)
+        elif droplet.status == "off" and id not in self._started:
+            self._started.add(id)
+            await self._cloud.power_on(id)
+
+    async def _exists(self, id: DropletId) -> bool:
+        try:
+            await self._cloud.get_droplet(id)
+        except NotFoundError:
+            return False
+        return True
+
     async def wait(self, id: DropletId) -> Droplet:
-        """Wait until this droplet is active and has an address."""
+        """Wait until this droplet is active and has an address; raises NotFoundError when it has vanished."""
         while id not in self._seen:
+            if id in self._vanished:
+                raise NotFoundError(f"droplet `{id}` was accepted and then came to nothing")
             await self._news.wait()
         return self._seen[id]
 
@@ -76,6 +106,17 @@ async def computes_nonce(connection: Connection) -> bool:
     left, right = secrets.randbelow(10**6), secrets.randbelow(10**6)
     answer = await connection.shell(f"echo chisel-$(({left} * {right}))", timeout_s=_NONCE_TIMEOUT_S)
     return bool(answer.status == 0 and answer.stdout.strip() == f"chisel-{left * right}".encode())
+
+
+def missing_parts(facts: Mapping[str, Any]) -> list[str]:
+    """Name what kernel work needs and the droplet does not have."""
+    profiler = facts.get("profiler") or {}
+    parts = {
+        "a GPU": facts.get("gpu"),
+        "a profiler (rocprofv3)": profiler.get("rocprofv3") or profiler.get("rocprof"),
+        "a HIP compiler (hipcc)": facts.get("hipcc"),
+    }
+    return [name for name, found in parts.items() if not found]
 
 
 def summary(facts: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 from chisel import guard
 from chisel.cloud.cloudinit import user_data
@@ -27,34 +28,49 @@ def host_of(record: DropletRecord) -> Host:
         port=record.port,
         user="root",
         host_key=record.host_key,
+        next_host_key=record.next_host_key,
     )
 
 
 def create_request(intent: Intent, wish: Wish, fingerprint: str, host_key: KeyPair, owner: str) -> CreateRequest:
     """Build the one request of an intent; user data carries the host key's private half to the droplet."""
-    until = intent.started_at + wish.ttl if wish.ttl else None
     return CreateRequest(
         name=intent.name,
         region=intent.region,
         size=intent.size,
         image=intent.image,
         ssh_keys=(fingerprint,),
-        tags=guard.make_tags(owner=owner, pool=intent.pool, project=wish.project, attempt=intent.attempt, until=until),
+        tags=guard.make_tags(
+            owner=owner,
+            pool=intent.pool,
+            project=wish.project,
+            attempt=intent.attempt,
+            host_key=intent.next_host_key,
+            until=intent.until,
+            idle_s=intent.idle_s,
+        ),
         user_data=user_data(
             host_private_key=host_key.private_openssh, host_public_key=host_key.public_openssh, hostname=intent.name
         ),
     )
 
 
-def with_intents(mine: CloudState, wish: Wish, size: Size, region: str, keys: Mapping[str, str]) -> CloudState:
-    """Write an intent down, with a free name, for each droplet the wish still lacks (attempt to public host key).
+def with_intents(
+    mine: CloudState, wish: Wish, size: Size, region: str, keys: Mapping[str, tuple[str, str]]
+) -> CloudState:
+    """Write an intent down, with a free name, for each droplet the wish still lacks.
+
+    `keys` are public host keys by attempt: the first boot's, and the one that replaces it.
 
     What is recorded or being created counts, whoever creates it.
     """
     taken = [*mine.pools.get(wish.pool, {}), *(one.name for one in mine.intents.values() if one.pool == wish.pool)]
     missing = max(0, wish.count - len(taken))
     intents = dict(mine.intents)
-    for name, (attempt, host_key) in zip(guard.free_names(wish.pool, taken, missing), keys.items(), strict=False):
+    now = datetime.now(UTC)
+    for name, (attempt, (host_key, next_host_key)) in zip(
+        guard.free_names(wish.pool, taken, missing), keys.items(), strict=False
+    ):
         intents[attempt] = Intent(
             attempt=attempt,
             pool=wish.pool,
@@ -62,9 +78,12 @@ def with_intents(mine: CloudState, wish: Wish, size: Size, region: str, keys: Ma
             size=size.slug,
             region=region,
             image=wish.image,
-            started_at=datetime.now(UTC),
+            started_at=now,
             host_key=host_key,
+            next_host_key=next_host_key,
             usd_per_hour=size.usd_per_hour,
+            until=wish.until(now, size.usd_per_hour),
+            idle_s=wish.idle_s,
         )
     return replace(mine, intents=intents)
 
@@ -84,8 +103,36 @@ def record_of(intent: Intent, droplet: Droplet) -> DropletRecord:
         usd_per_hour=droplet.usd_per_hour or intent.usd_per_hour,
         created_at=droplet.created_at,
         attempt=intent.attempt,
-        is_ready=False,
-        facts={},
+        next_host_key=intent.next_host_key,
+        until=intent.until,
+        idle_s=intent.idle_s,
+    )
+
+
+def record_from_tags(droplet: Droplet) -> DropletRecord:
+    """Make the record of a droplet of ours that the state does not know, from its tags.
+
+    Its first boot's host key is lost: only a droplet that shows the key which its tag names can be verified.
+    """
+    label = guard.read_label(droplet.tags)
+    keys = label.host_keys or ("",)
+    return DropletRecord(
+        id=droplet.id,
+        name=droplet.name,
+        pool=label.pool,
+        address=droplet.address,
+        port=droplet.port,
+        host_key=keys[0],
+        region=droplet.region,
+        size=droplet.size,
+        image=droplet.image,
+        usd_per_hour=droplet.usd_per_hour,
+        created_at=droplet.created_at,
+        attempt=label.attempt,
+        next_host_key=keys[1] if len(keys) > 1 else None,
+        is_rotated=bool(label.host_keys),
+        until=label.until,
+        idle_s=label.idle_s,
     )
 
 
@@ -113,6 +160,12 @@ def with_record(mine: CloudState, record: DropletRecord) -> CloudState:
     """Put a droplet into its pool."""
     pool = {**mine.pools.get(record.pool, {}), record.name: record}
     return replace(mine, pools={**mine.pools, record.pool: pool})
+
+
+def with_changes(mine: CloudState, record: DropletRecord, changes: Mapping[str, Any]) -> CloudState:
+    """Change fields of a droplet's record, if it is still there."""
+    known = mine.pools.get(record.pool, {}).get(record.name)
+    return with_record(mine, replace(known, **changes)) if known is not None and known.id == record.id else mine
 
 
 def settled(mine: CloudState, record: DropletRecord) -> CloudState:

@@ -20,6 +20,11 @@ def system_path(path: str) -> str:
     return root + path if root else path
 
 
+def is_played() -> bool:
+    """Say whether this droplet is a directory of a sandbox: the machine around it is not to be touched."""
+    return bool(os.environ.get(ROOT_VARIABLE))
+
+
 def expand(path: str) -> str:
     """Return a path with a leading `~` as this user's home; relative ones are taken from there."""
     home = os.environ.get("HOME") or os.path.expanduser("~")

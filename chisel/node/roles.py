@@ -9,7 +9,8 @@ MODULES = {
     "probe": "probe",
     "status": "registry",
     "aggregate": "aggregate",
+    "hostkey": "hostkey",
 }
 
 # Looking at a droplet is no use of it: these do not push its idleness away.
-PASSIVE = frozenset({"probe", "status"})
+PASSIVE = frozenset({"probe", "status", "hostkey"})

@@ -308,6 +308,26 @@ def _tag(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
     return Answer(200, {"tag": _tag_json(cloud, words["tag"])})
 
 
+def _put_tag(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
+    cloud.mark(words["tag"], _resources(request.fields()), is_on=True)
+    return Answer(204)
+
+
+def _take_tag(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
+    cloud.mark(words["tag"], _resources(request.fields()), is_on=False)
+    return Answer(204)
+
+
+def _resources(fields: Json) -> list[int]:
+    """Return the ids of the droplets that a body names; other resources are not played."""
+    found = fields.get("resources")
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise unprocessable("resources must be a list of objects")
+    if any(one.get("resource_type") != "droplet" for one in found):
+        raise unprocessable("the sandbox knows no resource but droplets")
+    return [_id(str(one.get("resource_id"))) for one in found]
+
+
 def _delete_tag(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
     cloud.delete_tag(words["tag"])
     return Answer(204)
@@ -379,4 +399,6 @@ ROUTES = (
     _route("POST", "/v2/tags", _add_tag),
     _route("GET", "/v2/tags/{tag}", _tag),
     _route("DELETE", "/v2/tags/{tag}", _delete_tag),
+    _route("POST", "/v2/tags/{tag}/resources", _put_tag),
+    _route("DELETE", "/v2/tags/{tag}/resources", _take_tag),
 )

@@ -27,6 +27,7 @@ from chisel.sandbox.processes import end_processes
 
 MAX_SESSIONS = 10
 _CLOSE_S = 2.0
+_FOLLOW_S = 0.02
 _SFTP_VERSION = 3
 
 TermSize = tuple[int, int, int, int]
@@ -51,6 +52,7 @@ class AsyncsshDroplet:
         self._connections: set[asyncssh.SSHServerConnection] = set()
         self._running: list[_Running] = []
         self._listener: asyncssh.SSHAcceptor | None = None
+        self._following: asyncio.Task[None] | None = None
 
     async def listen(self) -> None:
         """Start to accept connections."""
@@ -67,6 +69,18 @@ class AsyncsshDroplet:
             line_editor=False,
         )
         self.port = self._listener.get_port()
+        self._following = asyncio.get_running_loop().create_task(self._follow_host_key())
+
+    async def _follow_host_key(self) -> None:
+        """Show a host key that was put in the place of the old one, as a reloaded sshd does."""
+        place = self.spec.root / HOST_KEY
+        seen = place.stat().st_mtime_ns
+        while self._listener is not None:
+            await asyncio.sleep(_FOLLOW_S)
+            with contextlib.suppress(OSError, asyncssh.KeyImportError):
+                if place.stat().st_mtime_ns != seen:
+                    seen = place.stat().st_mtime_ns
+                    self._listener.update(server_host_keys=[str(place)])
 
     def drop_connections(self) -> None:
         """Cut every connection, as a restart of sshd with its sessions does."""
@@ -88,6 +102,8 @@ class AsyncsshDroplet:
 
     async def close(self) -> None:
         """Stop listening, drop every connection, end every process."""
+        if self._following is not None:
+            self._following.cancel()
         if self._listener is not None:
             self._listener.close()
         self.drop_connections()

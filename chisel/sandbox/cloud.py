@@ -409,6 +409,14 @@ class Cloud:
         self.tags.add(tag)
         return tag
 
+    def mark(self, tag: str, ids: Sequence[int], *, is_on: bool) -> None:
+        """Put a tag on droplets, or take it off; raises Refused (404) for a tag or a droplet that does not exist."""
+        with self.lock:
+            if tag not in self.tags:
+                raise not_found()
+            for droplet in [self.get(id) for id in ids]:
+                droplet.tags = [one for one in droplet.tags if one != tag] + ([tag] if is_on else [])
+
     def delete_tag(self, name: str) -> None:
         """Delete a tag and take it off every droplet; raises Refused (404)."""
         with self.lock:

@@ -100,8 +100,8 @@ class Connector:
             await connection.close()
 
     async def _open(self, host: Host) -> Connection:
-        algorithm, blob = host.host_key.split()[:2]
-        pinned = asyncssh.import_public_key(f"{algorithm} {blob}")
+        pinned = [_public_key(key) for key in (host.host_key, host.next_host_key) if key is not None]
+        algorithms = list(dict.fromkeys(key.get_algorithm() for key in pinned))
         deadlines = self._deadlines
         with translated(host, "connecting"), anyio.fail_after(deadlines.connect_s + deadlines.login_s):
             raw = await asyncssh.connect(
@@ -109,8 +109,8 @@ class Connector:
                 host.port,
                 username=host.user,
                 client_keys=[self._key],
-                known_hosts=([pinned], [], []),
-                server_host_key_algs=[algorithm],
+                known_hosts=(pinned, [], []),
+                server_host_key_algs=algorithms,
                 config=None,
                 agent_path=None,
                 preferred_auth="publickey",
@@ -221,6 +221,11 @@ class Connection:
                     async with sftp.open(new, "wb", asyncssh.SFTPAttrs(permissions=mode)) as out:
                         await out.write(data)
                     await sftp.posix_rename(new, str(path))
+
+
+def _public_key(line: str) -> asyncssh.SSHKey:
+    algorithm, blob = line.split()[:2]
+    return asyncssh.import_public_key(f"{algorithm} {blob}")
 
 
 def _bytes(data: bytes | str | bytearray | memoryview | None) -> bytes:

@@ -15,6 +15,7 @@ from chisel.lifecycle import Lifecycle, Wish
 from chisel.model import CreateRequest, Droplet, DropletId, Secret, Size, SshKey
 from chisel.sandbox.cloud import Cloud as Played
 from chisel.sandbox.cloud import Knobs
+from chisel.sandbox.faults import Schedule
 from chisel.sandbox.server import Settings, running_cloud
 from chisel.ssh.connector import Connector, open_connector
 from chisel.ssh.keys import KeyPair, generate_keypair
@@ -67,6 +68,7 @@ class World:
     connector: Connector
     key: KeyPair
     file: Path
+    schedule: Schedule
     sink: Recorder = field(default_factory=Recorder)
 
     def chisel(self, *, settle_after_s: float = 60.0) -> Lifecycle:
@@ -94,7 +96,9 @@ async def a_world(tmp_path: Path, knobs: Knobs) -> AsyncIterator[World]:
         open_digitalocean(Secret(server.token), api_url=server.url) as real,
         open_connector(key) as connector,
     ):
-        yield World(server.url, server.cloud, Unreliable(real), connector, key, tmp_path / "state.json")
+        yield World(
+            server.url, server.cloud, Unreliable(real), connector, key, tmp_path / "state.json", server.schedule
+        )
 
 
 @pytest.fixture

@@ -57,7 +57,11 @@ async def test_what_is_missing_is_created_and_the_rest_reused(world: World) -> N
 async def test_the_intent_is_on_disk_before_the_request_and_its_tag_in_it(world: World) -> None:
     async def answer(request: CreateRequest) -> Droplet:
         intents = (await world.state()).intents
-        named = [one.name for attempt, one in intents.items() if guard.attempt_tag(attempt) in request.tags]
+        named = [
+            one.name
+            for attempt, one in intents.items()
+            if guard.attempt_tag(attempt, one.next_host_key) in request.tags
+        ]
         assert named == [request.name]
         assert world.key.private_openssh not in request.user_data
         return await world.cloud.create(request)
@@ -202,7 +206,7 @@ async def test_a_larger_size_is_not_chosen_unasked_and_what_is_offered_is_named(
     sizes = [a_size("gpu-mi300x1-192gb"), a_size("gpu-mi325x1-256gb", "nyc2", model="amd_mi325x")]
     with pytest.raises(CloudError, match="cannot be created now") as caught:
         choose_offer(sizes, wish())
-    assert caught.value.hint == "offered: gpu-mi325x1-256gb (chisel up --size gpu-mi325x1-256gb)"
+    assert "gpu-mi325x1-256gb ($1.99/h, nyc2): chisel up --size gpu-mi325x1-256gb" in str(caught.value.hint)
     both = wish(sizes=("gpu-mi300x1-192gb", "gpu-mi325x1-256gb"))
     assert choose_offer(sizes, both) == (sizes[1], "nyc2")
     with pytest.raises(CloudError, match="in `atl1`"):
