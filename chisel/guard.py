@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -114,7 +115,7 @@ def owner_tag(owner: str) -> str:
 
 
 def read_label(tags: Iterable[str]) -> Label:
-    """Read the tags back; of several limits the latest holds, and two attempts' tags prove nothing about either."""
+    """Read the tags back; of several limits the latest holds, and two owners' or attempts' tags prove nothing."""
     found = set(tags)
     untils = [tag[len(_UNTIL) :] for tag in found if tag.startswith(_UNTIL)]
     instants = sorted(int(text) for text in untils if text.isascii() and text.isdigit() and len(text) < _DIGITS)
@@ -133,7 +134,8 @@ def read_label(tags: Iterable[str]) -> Label:
 
 
 def _after(tags: Iterable[str], start: str) -> str:
-    return next((tag[len(start) :] for tag in sorted(tags) if tag.startswith(start)), "")
+    found = {tag[len(start) :] for tag in tags if tag.startswith(start)}
+    return found.pop() if len(found) == 1 else ""
 
 
 def refusal_to_destroy(droplet: Droplet, *, id: DropletId, name: str, owner: str, attempt: str) -> str | None:
@@ -181,9 +183,9 @@ def free_names(pool: str, taken: Iterable[str], count: int) -> list[str]:
 class Choice:
     """What a sweep may select beyond this owner's droplets that are past their limits or half made.
 
-    `named` are names of this owner's droplets and ids of anybody's. `expired` takes everybody's that are past the limit
-    they were given, `unknown` those that this machine's state does not know, whoever made them. `older_than` takes this
-    owner's of that age.
+    `named` are names of this owner's droplets (one that two of them have names neither) and ids of anybody's.
+    `expired` takes everybody's that are past the limit they were given, `unknown` those that this machine's state does
+    not know, whoever made them. `older_than` takes this owner's of that age.
     """
 
     named: tuple[str, ...] = ()
@@ -208,6 +210,9 @@ def sweep_items(
     `known` maps the ids this machine's state records to whether they became ready.
     """
     ordered = sorted(droplets, key=lambda one: (one.created_at, one.id))
+    mine = (one.name for one in ordered if (label := read_label(one.tags)).owner == owner and label.attempt)
+    names = Counter(mine)
+    choice = replace(choice, named=tuple(name for name in choice.named if names[name] <= 1))
     return [_sweep_item(droplet, known, owner, now, choice) for droplet in ordered]
 
 
@@ -241,7 +246,7 @@ def _verdict(
     is_expired = label.until is not None and label.until <= now
     if str(droplet.id) in choice.named or (is_mine and droplet.name in choice.named):
         return "named on the command line", True
-    if is_expired and (is_mine or choice.expired):
+    if is_expired and ((is_mine and droplet.id in known) or choice.expired):
         return f"past its limit ({label.until:%Y-%m-%d %H:%M} UTC)", True
     if droplet.id not in known:
         whose = "yours, but not in this machine's state" if is_mine else "not yours"

@@ -134,9 +134,12 @@ def test_a_name_that_is_no_hostname_is_refused(name: str) -> None:
 
 FLEET = {
     "fine": droplet(id=1),
-    "late": droplet(id=2, until=NOW - timedelta(seconds=1)),
-    "half made": droplet(id=3),
-    "old": droplet(id=4, age_s=9 * 3600),
+    "late": droplet(id=2, name="bench-2", until=NOW - timedelta(seconds=1)),
+    "half made": droplet(id=3, name="bench-3"),
+    "old": droplet(id=4, age_s=9 * 3600, name="bench-4"),
+    "twin": droplet(id=9, name="twin"),
+    "its twin": droplet(id=10, name="twin"),
+    "mine, unknown, late": droplet(id=11, name="later", until=NOW - timedelta(days=1)),
     "another's": droplet(id=5, owner="other", name="theirs"),
     "another's late": droplet(id=6, owner="other", until=NOW - timedelta(days=1)),
     "mine, unknown": droplet(id=7, name="lost"),
@@ -149,13 +152,15 @@ KNOWN = {DropletId(1): True, DropletId(2): True, DropletId(3): False, DropletId(
     ("choice", "selected"),
     [
         (guard.Choice(), {2, 3}),
-        (guard.Choice(named=("bench-1",)), {1, 2, 3, 4}),
+        (guard.Choice(named=("bench-1",)), {1, 2, 3}),
+        (guard.Choice(named=("twin",)), {2, 3}),
+        (guard.Choice(named=("twin", "9")), {2, 3, 9}),
         (guard.Choice(named=("lost",)), {2, 3, 7}),
         (guard.Choice(named=("theirs",)), {2, 3}),
         (guard.Choice(named=("5", "8")), {2, 3, 5}),
-        (guard.Choice(expired=True), {2, 3, 6}),
+        (guard.Choice(expired=True), {2, 3, 6, 11}),
         (guard.Choice(older_than=timedelta(hours=8)), {2, 3, 4}),
-        (guard.Choice(unknown=True), {2, 3, 5, 6, 7}),
+        (guard.Choice(unknown=True), {2, 3, 5, 6, 7, 9, 10, 11}),
     ],
 )
 def test_sweep_selects_no_more_than_it_was_told_to(choice: guard.Choice, selected: set[int]) -> None:
@@ -168,7 +173,7 @@ def test_a_machine_without_a_state_selects_nothing_but_what_it_is_told() -> None
     items = guard.sweep_items(FLEET.values(), {}, owner="nobody", now=NOW)
     assert not any(item.is_selected for item in items)
     items = guard.sweep_items(FLEET.values(), {}, owner="nobody", now=NOW, choice=guard.Choice(expired=True))
-    assert {item.droplet_id for item in items if item.is_selected} == {2, 6}
+    assert {item.droplet_id for item in items if item.is_selected} == {2, 6, 11}
 
 
 def test_what_changed_since_the_sweep_is_not_destroyed() -> None:

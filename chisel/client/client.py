@@ -286,6 +286,7 @@ class Client:
         """
         lifecycle = await self.lifecycle()
         await lifecycle.settle()
+        await lifecycle.prune()
         cloud = await self.cloud()
         state = await self.store.read()
         known = {record.id: record.is_ready for pool in (await self._mine()).pools.values() for record in pool.values()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 
@@ -31,16 +31,19 @@ class Destroyer:
         """
         owner = (await self._desk.store.read()).owner
         bills: dict[DropletId, Bill] = {}
+        orphans: dict[str, str] = {}
 
         async def one(record: DropletRecord) -> None:
-            bills[record.id] = await self._destroy(record, owner)
+            bills[record.id] = await self._destroy(record, owner, orphans)
 
         async with anyio.create_task_group() as tasks:
             for record in records:
                 tasks.start_soon(one, record)
+        await self._drop_tags(orphans, [id for id, bill in bills.items() if bill.error is None])
         return [bills[record.id] for record in records]
 
-    async def _destroy(self, record: DropletRecord, owner: str) -> Bill:
+    async def _destroy(self, record: DropletRecord, owner: str, orphans: dict[str, str]) -> Bill:
+        """Destroy one droplet and forget it; the tags that only it carried come to `orphans`, with its name."""
         desk, tags = self._desk, tuple[str, ...]()
         try:
             droplet = await self._found(record)
@@ -57,17 +60,24 @@ class Destroyer:
         except ChiselError as error:
             return desk.billed(bill_for(record, error=error.message))
         await desk.forget(record)
-        bill = desk.billed(bill_for(record))
-        await self._drop_tags(record.name, record.attempt, tags)
-        return bill
+        orphans.update(dict.fromkeys(guard.attempt_tags(tags, record.attempt), record.name))
+        return desk.billed(bill_for(record))
 
-    async def _drop_tags(self, name: str, attempt: str, tags: Sequence[str]) -> None:
-        """Delete the tags that only this droplet carried; they outlive it at no cost, so a failure is no error."""
-        for tag in guard.attempt_tags(tags, attempt):
-            try:
+    async def _drop_tags(self, orphans: Mapping[str, str], gone: Collection[DropletId]) -> None:
+        """Delete the tags of droplets that are gone, but none that another droplet carries: it would lose it.
+
+        They outlive their droplets at no cost, so a failure is no error.
+        """
+        if not orphans:
+            return
+        try:
+            others = [one for one in await self._desk.cloud.list_droplets() if one.id not in gone]
+            carried = {tag for one in others for tag in one.tags}
+            for tag in orphans.keys() - carried:
                 await self._desk.cloud.delete_tag(tag)
-            except CloudError as error:
-                self._desk.say(f"its tag `{tag}` is left: {error.message}", host=name)
+        except CloudError as error:
+            names = ", ".join(sorted(set(orphans.values())))
+            self._desk.say(f"tags are left of {names}: {error.message}")
 
     async def _found(self, record: DropletRecord) -> Droplet:
         """Return a droplet; raises NotFoundError when it is gone: a young one may not be visible yet."""
@@ -84,16 +94,18 @@ class Destroyer:
     async def destroy_swept(self, items: Sequence[SweepItem]) -> list[Bill]:
         """Destroy what a sweep selected, each re-read first: its tags and name must still be what was judged."""
         bills: dict[DropletId, Bill] = {}
+        orphans: dict[str, str] = {}
 
         async def one(item: SweepItem) -> None:
-            bills[item.droplet_id] = self._desk.billed(await self._destroy_item(item))
+            bills[item.droplet_id] = self._desk.billed(await self._destroy_item(item, orphans))
 
         async with anyio.create_task_group() as tasks:
             for item in items:
                 tasks.start_soon(one, item)
+        await self._drop_tags(orphans, [id for id, bill in bills.items() if bill.error is None])
         return [bills[item.droplet_id] for item in items]
 
-    async def _destroy_item(self, item: SweepItem) -> Bill:
+    async def _destroy_item(self, item: SweepItem, orphans: dict[str, str]) -> Bill:
         desk = self._desk
         bill = Bill(
             host=item.name,
@@ -118,7 +130,7 @@ class Destroyer:
             for record in pool.values():
                 if record.id == item.droplet_id:
                     await desk.forget(record)
-        await self._drop_tags(item.name, guard.read_label(tags).attempt, tags)
+        orphans.update(dict.fromkeys(guard.attempt_tags(tags, guard.read_label(tags).attempt), item.name))
         return bill
 
     async def destroy_and_confirm(self, id: DropletId) -> None:

@@ -108,6 +108,11 @@ class Lifecycle:
                 await desk.forget(record)
         return kept
 
+    async def prune(self) -> None:
+        """Forget the recorded droplets of every pool that the cloud confirms to be gone. Raises CloudError."""
+        for pool in (await self._desk.mine()).pools:
+            await self._still_there(pool)
+
     # -- down
 
     async def down(self, records: Sequence[DropletRecord]) -> list[Bill]:
