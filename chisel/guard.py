@@ -197,9 +197,18 @@ class Choice:
 NOTHING_MORE = Choice()
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What this machine's state says of a droplet."""
+
+    name: str
+    attempt: str
+    is_ready: bool
+
+
 def sweep_items(
     droplets: Iterable[Droplet],
-    known: Mapping[DropletId, bool],
+    known: Mapping[DropletId, Known],
     *,
     owner: str,
     now: datetime,
@@ -207,7 +216,7 @@ def sweep_items(
 ) -> list[SweepItem]:
     """Judge every droplet that carries chisel's tag, the oldest first.
 
-    `known` maps the ids this machine's state records to whether they became ready.
+    `known` is what this machine's state says of ids; where its name or attempt are not the droplet's, it says nothing.
     """
     ordered = sorted(droplets, key=lambda one: (one.created_at, one.id))
     mine = (one.name for one in ordered if (label := read_label(one.tags)).owner == owner and label.attempt)
@@ -217,7 +226,7 @@ def sweep_items(
 
 
 def _sweep_item(
-    droplet: Droplet, known: Mapping[DropletId, bool], owner: str, now: datetime, choice: Choice
+    droplet: Droplet, known: Mapping[DropletId, Known], owner: str, now: datetime, choice: Choice
 ) -> SweepItem:
     label = read_label(droplet.tags)
     age = now - droplet.created_at
@@ -238,7 +247,7 @@ def _sweep_item(
 
 
 def _verdict(
-    droplet: Droplet, label: Label, known: Mapping[DropletId, bool], owner: str, now: datetime, choice: Choice
+    droplet: Droplet, label: Label, known: Mapping[DropletId, Known], owner: str, now: datetime, choice: Choice
 ) -> tuple[str, bool]:
     if not (label.is_ours and label.owner and label.attempt):
         return "not made by chisel, whatever its tag says: left", False
@@ -246,9 +255,11 @@ def _verdict(
     is_expired = label.until is not None and label.until <= now
     if str(droplet.id) in choice.named or (is_mine and droplet.name in choice.named):
         return "named on the command line", True
-    if is_expired and ((is_mine and droplet.id in known) or choice.expired):
+    record = known.get(droplet.id)
+    is_known = is_mine and record is not None and (record.name, record.attempt) == (droplet.name, label.attempt)
+    if is_expired and (is_known or choice.expired):
         return f"past its limit ({label.until:%Y-%m-%d %H:%M} UTC)", True
-    if droplet.id not in known:
+    if not is_known:
         whose = "yours, but not in this machine's state" if is_mine else "not yours"
         if choice.unknown:
             return whose, True
@@ -256,6 +267,6 @@ def _verdict(
         return f"{whose}: by name{'' if is_mine else ' of its id'} or --unknown{late}", False
     if choice.older_than is not None and age >= choice.older_than:
         return "older than asked", True
-    if not known[droplet.id] and age > HALF_MADE_AFTER:
+    if record is not None and not record.is_ready and age > HALF_MADE_AFTER:
         return "never became ready", True
     return "in use", False

@@ -139,13 +139,19 @@ FLEET = {
     "old": droplet(id=4, age_s=9 * 3600, name="bench-4"),
     "twin": droplet(id=9, name="twin"),
     "its twin": droplet(id=10, name="twin"),
+    "another's, known": droplet(id=12, owner="other", name="n", until=NOW - timedelta(days=1), age_s=9 * 3600),
+    "another by that id": droplet(id=13, name="n"),
     "mine, unknown, late": droplet(id=11, name="later", until=NOW - timedelta(days=1)),
     "another's": droplet(id=5, owner="other", name="theirs"),
     "another's late": droplet(id=6, owner="other", until=NOW - timedelta(days=1)),
     "mine, unknown": droplet(id=7, name="lost"),
     "look-alike": replace(droplet(id=8), tags=("chisel", "chisel-owner-me", "chisel-attempt-zz")),
 }
-KNOWN = {DropletId(1): True, DropletId(2): True, DropletId(3): False, DropletId(4): True}
+KNOWN = {
+    one.id: guard.Known(one.name, guard.read_label(one.tags).attempt, is_ready=one.id not in {3, 12})
+    for one in FLEET.values()
+    if one.id in {1, 2, 3, 4, 12}
+} | {DropletId(13): guard.Known("n", "another attempt", is_ready=False)}
 
 
 @pytest.mark.parametrize(
@@ -158,9 +164,9 @@ KNOWN = {DropletId(1): True, DropletId(2): True, DropletId(3): False, DropletId(
         (guard.Choice(named=("lost",)), {2, 3, 7}),
         (guard.Choice(named=("theirs",)), {2, 3}),
         (guard.Choice(named=("5", "8")), {2, 3, 5}),
-        (guard.Choice(expired=True), {2, 3, 6, 11}),
+        (guard.Choice(expired=True), {2, 3, 6, 11, 12}),
         (guard.Choice(older_than=timedelta(hours=8)), {2, 3, 4}),
-        (guard.Choice(unknown=True), {2, 3, 5, 6, 7, 9, 10, 11}),
+        (guard.Choice(unknown=True), {2, 3, 5, 6, 7, 9, 10, 11, 12, 13}),
     ],
 )
 def test_sweep_selects_no_more_than_it_was_told_to(choice: guard.Choice, selected: set[int]) -> None:
@@ -173,7 +179,7 @@ def test_a_machine_without_a_state_selects_nothing_but_what_it_is_told() -> None
     items = guard.sweep_items(FLEET.values(), {}, owner="nobody", now=NOW)
     assert not any(item.is_selected for item in items)
     items = guard.sweep_items(FLEET.values(), {}, owner="nobody", now=NOW, choice=guard.Choice(expired=True))
-    assert {item.droplet_id for item in items if item.is_selected} == {2, 6, 11}
+    assert {item.droplet_id for item in items if item.is_selected} == {2, 6, 11, 12}
 
 
 def test_what_changed_since_the_sweep_is_not_destroyed() -> None:

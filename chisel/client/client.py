@@ -289,7 +289,8 @@ class Client:
         await lifecycle.prune()
         cloud = await self.cloud()
         state = await self.store.read()
-        known = {record.id: record.is_ready for pool in (await self._mine()).pools.values() for record in pool.values()}
+        records = [record for pool in (await self._mine()).pools.values() for record in pool.values()]
+        known = {one.id: guard.Known(one.name, one.attempt, one.is_ready) for one in records}
         droplets = await cloud.list_droplets(tag=guard.TAG)
         items = guard.sweep_items(droplets, known, owner=state.owner, now=datetime.now(UTC), choice=choice)
         self.sink.emit(SweepReported(items=tuple(items)))

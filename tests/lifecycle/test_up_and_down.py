@@ -268,8 +268,9 @@ async def test_a_swept_droplet_is_judged_again_before_it_goes(world: World) -> N
     owner = (await StateStore(world.file).read()).owner
     droplets = await world.cloud.list_droplets(tag="chisel")
     now = datetime.now(UTC)
-    assert not guard.sweep_items(droplets, {record.id: True}, owner=owner, now=now)[0].is_selected
-    (item,) = guard.sweep_items(droplets, {record.id: True}, owner=owner, now=now + timedelta(hours=2))
+    known = {record.id: guard.Known(record.name, record.attempt, is_ready=True)}
+    assert not guard.sweep_items(droplets, known, owner=owner, now=now)[0].is_selected
+    (item,) = guard.sweep_items(droplets, known, owner=owner, now=now + timedelta(hours=2))
     assert item.is_selected
     assert "past its limit" in item.reason
     (wrong,) = await world.chisel().destroy_swept([replace(item, name="renamed")])

@@ -274,7 +274,8 @@ async def sweep(world: World) -> None:
         await chisel.prune()
         state = await world.store.read()
         mine = state.clouds.get(world.server.url) or CloudState()
-        known = {one.id: one.is_ready for pool in mine.pools.values() for one in pool.values()}
+        records = [one for pool in mine.pools.values() for one in pool.values()]
+        known = {one.id: guard.Known(one.name, one.attempt, one.is_ready) for one in records}
         listed = await chisel._desk.cloud.list_droplets(tag=guard.TAG)
         choice = guard.Choice(named=("bench-1", "bench-2"))
         items = guard.sweep_items(listed, known, owner=state.owner, now=datetime.now(UTC), choice=choice)
