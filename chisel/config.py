@@ -14,7 +14,7 @@ import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, time
+from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -27,7 +27,9 @@ DEFAULT_API_URL = "https://api.digitalocean.com"
 DEFAULT_POOL = "chisel-dev"
 DEFAULT_SIZES = ("gpu-mi300x1-192gb",)
 DEFAULT_IMAGE = "gpu-amd-base"
+DEFAULT_WARN_AFTER = timedelta(hours=4)
 TOKEN_VARIABLE = "CHISEL_DO_TOKEN"
+SELF_DESTRUCT_VARIABLE = "CHISEL_SELF_DESTRUCT_TOKEN"
 API_URL_VARIABLE = "CHISEL_DO_API_URL"
 PROJECT_FILE = "chisel.toml"
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -42,7 +44,9 @@ TokenSource = Literal["environment", "file"]
 class Config:
     """What holds for this user everywhere; `sizes` are wanted in this order, `region` None lets the offer decide.
 
-    `token_source` says where the token came from; both are None when there is none for `api_url`.
+    `token_source` says where the token came from; both are None when there is none for `api_url`. What droplets get to
+    destroy themselves is `self_destruct_token`, which can only delete. Of droplets that have been up for `warn_after`
+    every command warns (zero: none does).
     """
 
     token: Secret | None
@@ -52,6 +56,8 @@ class Config:
     sizes: tuple[str, ...] = DEFAULT_SIZES
     region: str | None = None
     image: str = DEFAULT_IMAGE
+    self_destruct_token: Secret | None = None
+    warn_after: timedelta = DEFAULT_WARN_AFTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,8 @@ def load_config(paths: Paths, environ: Mapping[str, str], *, api_url: str | None
     values = source.values
     home = check_api_url(_text(values, "api_url", source.file) or DEFAULT_API_URL)
     wanted = check_api_url(api_url or environ.get(API_URL_VARIABLE) or home)
-    token, token_source = _token(source, environ, use_file=wanted == home)
+    token, token_source = _token(source, environ, "token", TOKEN_VARIABLE, use_file=wanted == home)
+    second, _ = _token(source, environ, "self_destruct_token", SELF_DESTRUCT_VARIABLE, use_file=wanted == home)
     return Config(
         token=token,
         token_source=token_source,
@@ -101,17 +108,21 @@ def load_config(paths: Paths, environ: Mapping[str, str], *, api_url: str | None
         sizes=_sizes(values, source.file) or DEFAULT_SIZES,
         region=_text(values, "region", source.file),
         image=_text(values, "image", source.file) or DEFAULT_IMAGE,
+        self_destruct_token=second,
+        warn_after=_hours(values, "warn_after_hours", source.file),
     )
 
 
-def _token(source: _Source, environ: Mapping[str, str], *, use_file: bool) -> tuple[Secret | None, TokenSource | None]:
-    if given := environ.get(TOKEN_VARIABLE, "").strip():
-        return _checked_token(given, f"`{TOKEN_VARIABLE}`"), "environment"
-    stored = _text(source.values, "token", source.file)
+def _token(
+    source: _Source, environ: Mapping[str, str], key: str, variable: str, *, use_file: bool
+) -> tuple[Secret | None, TokenSource | None]:
+    if given := environ.get(variable, "").strip():
+        return _checked_token(given, f"`{variable}`"), "environment"
+    stored = _text(source.values, key, source.file)
     if stored is None or not use_file:
         return None, None
     source.refuse_unless_private()
-    return _checked_token(stored.strip(), f"the token in `{source.file}`"), "file"
+    return _checked_token(stored.strip(), f"`{key}` in `{source.file}`"), "file"
 
 
 def _checked_token(text: str, what: str) -> Secret:
@@ -123,16 +134,21 @@ def _checked_token(text: str, what: str) -> Secret:
     return Secret(text)
 
 
-def save_token(paths: Paths, token: Secret, *, api_url: str | None = None) -> None:
-    """Store the token (0600 in a 0700 folder) and the API it is for, keeping the file's other keys.
+def save_token(
+    paths: Paths, token: Secret | None, *, self_destruct: Secret | None = None, api_url: str | None = None
+) -> None:
+    """Store the tokens given (0600 in a 0700 folder) and the API they are for, keeping the file's other keys.
 
     Comments in the file are lost. Raises ConfigError for a file that is not ours alone or cannot be read or written;
     the old content is then still there.
     """
-    checked = _checked_token(token.reveal(), "the token")
+    given = {"token": token, "self_destruct_token": self_destruct}
+    checked = {key: _checked_token(one.reveal(), "the token").reveal() for key, one in given.items() if one is not None}
     source = _read_file(paths.config_file)
     source.refuse_unless_private()
-    values = {**source.values, "token": checked.reveal()}
+    values = {**source.values, **checked}
+    if api_url is not None and api_url != (values.get("api_url") or DEFAULT_API_URL) and self_destruct is None:
+        values.pop("self_destruct_token", None)  # it was for another API
     if api_url is not None:
         values["api_url"] = check_api_url(api_url)
     try:
@@ -305,6 +321,15 @@ def _texts(values: Mapping[str, Any], key: str, file: Path) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise ConfigError(f"`{key}` in `{file}` must be a list of texts in quotes")
     return tuple(value)
+
+
+def _hours(values: Mapping[str, Any], key: str, file: Path) -> timedelta:
+    value = values.get(key)
+    if value is None:
+        return DEFAULT_WARN_AFTER
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e5:
+        raise ConfigError(f"`{key}` in `{file}` must be a number of hours")
+    return timedelta(hours=value)
 
 
 def _sizes(values: Mapping[str, Any], file: Path) -> tuple[str, ...]:

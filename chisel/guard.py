@@ -21,6 +21,7 @@ TAG = "chisel"
 _OWNER, _POOL, _PROJECT, _ATTEMPT, _UNTIL, _IDLE = (
     f"{TAG}-{part}-" for part in ("owner", "pool", "project", "attempt", "until", "idle")
 )
+_ARMED = f"{TAG}-self-destruct"
 _ATTEMPT_TAG = re.compile(rf"{_ATTEMPT}(?P<attempt>[0-9a-f]+)(?:-(?P<key>[0-9a-f]{{64}}))?")
 _KEY_ALGORITHM = b"ssh-ed25519"
 _KEY_HEAD_BYTES = 4 + len(_KEY_ALGORITHM) + 4
@@ -36,7 +37,7 @@ class Label:
     """What a droplet's tags say about it; empty texts where a tag is missing, `until` None when it has no limit.
 
     `host_keys` are the public host keys it may show after its first boot, in OpenSSH's form. `idle_s` is the idleness
-    after which it destroys itself, 0 for never.
+    after which it is destroyed, 0 for never; one that `is_armed` does that itself.
     """
 
     is_ours: bool
@@ -46,6 +47,7 @@ class Label:
     attempt: str = ""
     until: datetime | None = None
     idle_s: int = 0
+    is_armed: bool = False
     host_keys: tuple[str, ...] = ()
 
 
@@ -60,7 +62,15 @@ def check_pool_name(name: str) -> str:
 
 
 def make_tags(
-    *, owner: str, pool: str, project: str, attempt: str, host_key: str, until: datetime | None, idle_s: int = 0
+    *,
+    owner: str,
+    pool: str,
+    project: str,
+    attempt: str,
+    host_key: str,
+    until: datetime | None,
+    idle_s: int = 0,
+    is_armed: bool = False,
 ) -> tuple[str, ...]:
     """Return the tags of a droplet about to be made; `attempt` is unique to one create request.
 
@@ -72,6 +82,8 @@ def make_tags(
         tags.append(until_tag(until))
     if idle_s:
         tags.append(f"{_IDLE}{idle_s}")
+    if is_armed:
+        tags.append(_ARMED)
     return tuple(tags)
 
 
@@ -129,6 +141,7 @@ def read_label(tags: Iterable[str]) -> Label:
         attempt=attempts[0]["attempt"] if len({match["attempt"] for match in attempts}) == 1 else "",
         until=datetime.fromtimestamp(instants[-1], UTC) if instants else None,
         idle_s=int(idle) if idle.isascii() and idle.isdigit() and len(idle) < _DIGITS else 0,
+        is_armed=_ARMED in found,
         host_keys=tuple(_key_from_hex(match["key"]) for match in attempts if match["key"]),
     )
 

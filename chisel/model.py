@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -103,6 +103,21 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a token may do with droplets and around them, as far as requests that cannot succeed can tell.
+
+    `others` are abilities beyond deleting and reading droplets, in words; `unknown` what could not be told.
+    `missing_scopes` are those of chisel's that it lacks, in DigitalOcean's words.
+    """
+
+    can_delete: bool | None
+    can_create: bool | None
+    others: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    missing_scopes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SshKey:
     """A public key registered with the account; `fingerprint` is MD5, as DigitalOcean uses it."""
 
@@ -121,7 +136,7 @@ class CreateRequest:
     image: str
     ssh_keys: tuple[str, ...]
     tags: tuple[str, ...]
-    user_data: str
+    user_data: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +255,8 @@ class DropletStatus:
     """One droplet for `chisel status`: what the cloud and the droplet itself say of it.
 
     `idle_s` is None when the droplet could not be asked; `is_reachable` says whether it answered. `until` is the end of
-    its time, None for no limit.
+    its time, None for no limit; `idle_limit_s` the idleness that ends it, 0 for none. `self_destruct` is what it says
+    of that itself: `on`, or what is wrong; None when it was made without.
     """
 
     host: str
@@ -255,6 +271,8 @@ class DropletStatus:
     idle_s: float | None = None
     runs: tuple[RunningCommand, ...] = ()
     until: datetime | None = None
+    idle_limit_s: int = 0
+    self_destruct: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 @click.option("--size", metavar="SLUG", help="Droplet size (default: one MI300X).")
 @click.option("--region", metavar="SLUG", help="Region (default: the first that offers the size).")
 @click.option("--image", metavar="SLUG", help="Image (default: AMD's GPU image).")
-@click.option("--ttl", type=Duration(), help="Lifetime after which `chisel sweep` selects the droplets, such as 8h.")
+@click.option(
+    "--idle", type=Duration(), default="15m", show_default=True, help="Idle time that ends them; 0: none does."
+)
+@click.option("--ttl", type=Duration(), help="Age that ends them, such as 8h.")
+@click.option("--end-running", is_flag=True, help="End them at --ttl or --max-usd even while a command runs.")
 @click.option("--max-usd", type=Dollars(), metavar="USD", help="What the pool may cost; then it is past its limit.")
 @click.option(
     "--any", "takes_any", is_flag=True, help="Take another size of the same architecture where there is room."
@@ -30,16 +34,19 @@ if TYPE_CHECKING:
 @output_options
 async def up(
     session: Session, pool: str | None, count: int, size: str | None, region: str | None, image: str | None,
-    ttl: timedelta | None, max_usd: Decimal | None, takes_any: bool, wait: timedelta,
+    idle: timedelta, ttl: timedelta | None, end_running: bool, max_usd: Decimal | None, takes_any: bool,
+    wait: timedelta,
 ) -> None:  # fmt: skip
     """Bring droplets up: reuse what exists, create what is missing, return when every one truly answers.
 
-    Billing starts with each droplet's creation and ends with `chisel down`. Nothing is ever destroyed here.
+    Billing starts with each droplet's creation and ends with `chisel down`. Nothing is ever destroyed here. New
+    droplets end themselves when nobody has asked anything of them for --idle, if `chisel auth` was given a
+    self-destruct token; otherwise any chisel command on this machine ends them then.
     """
-    async with session.open() as client:
+    async with session.open(cares=False) as client:
         await client.up(
-            pool, count=count, size=size, region=region, image=image, ttl=ttl, max_usd=max_usd, takes_any=takes_any,
-            wait=wait,
+            pool, count=count, size=size, region=region, image=image, idle=idle, ttl=ttl, max_usd=max_usd,
+            ends_busy=end_running, takes_any=takes_any, wait=wait,
         )  # fmt: skip
 
 
@@ -55,7 +62,7 @@ async def down(
 
     A powered-off droplet bills in full, so `down` destroys. It asks first on a terminal; elsewhere it needs --yes.
     """
-    async with session.open() as client:
+    async with session.open(cares=False) as client:
         target = await choose(client, session, pool=pool, everywhere=everywhere, on=on)
         if power_off:
             from chisel.events import Notice
@@ -118,7 +125,7 @@ async def sweep(
     """
     from chisel.guard import Choice
 
-    async with session.open() as client:
+    async with session.open(cares=False) as client:
         choice = Choice(named=names, expired=expired, unknown=unknown, older_than=older_than)
         selected = [item for item in await client.sweep(choice) if item.is_selected]
         if not selected or not await _may_sweep(session, len(selected), yes=yes, counts=unknown):
@@ -150,7 +157,7 @@ async def keep(session: Session, by: timedelta, pool: str | None, everywhere: bo
     """Let droplets live until BY (such as 2h) from now at least."""
     from chisel.events import Notice
 
-    async with session.open() as client:
+    async with session.open(cares=False) as client:
         target = await choose(client, session, pool=pool, everywhere=everywhere, on=on)
         for name, until in sorted((await target.keep(by)).items()):
             client.sink.emit(Notice(host=name, message=f"lives until {until:%Y-%m-%d %H:%M} UTC"))
@@ -163,7 +170,7 @@ async def recover(session: Session, owner: str | None) -> None:
     """Rebuild a lost state from the droplets' tags."""
     from chisel.events import Notice
 
-    async with session.open() as client:
+    async with session.open(cares=False) as client:
         found = await client.recover(owner)
         for record in found:
             client.sink.emit(Notice(host=record.name, message=f"recovered: droplet {record.id} of pool {record.pool}"))

@@ -57,9 +57,11 @@ class Duration(click.ParamType[timedelta]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """Return the duration; a bare number has no unit and is refused."""
+        """Return the duration; a bare number has no unit and is refused, but for 0."""
         if isinstance(value, timedelta):
             return value
+        if str(value).strip() == "0":
+            return timedelta(0)
         found = _DURATION.fullmatch(str(value).strip())
         if not found:
             self.fail(f"`{value}` is not a duration like 90s, 15m or 2h", param, ctx)

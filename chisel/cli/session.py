@@ -58,12 +58,19 @@ class Session:
     # -- output
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Client]:
-        """Open the output and a client that reports to it; everything is written when the block ends."""
+    async def open(self, *, cares: bool = True) -> AsyncIterator[Client]:
+        """Open the output and a client that reports to it; everything is written when the block ends.
+
+        A command that `cares` warns of droplets that have been up for long, and ends those whose time is over.
+        """
         import chisel
 
         async with self.output() as sink, chisel.open(sink=sink) as client:
+            if cares:
+                await client.warn()
             yield client
+            if cares:
+                await client.end_what_is_over()
 
     @asynccontextmanager
     async def output(self) -> AsyncIterator[Any]:

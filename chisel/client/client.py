@@ -12,6 +12,7 @@ hand in a `Sink` to see events.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,18 +28,17 @@ from anyio import to_thread
 
 from chisel import guard
 from chisel.client.pool import Pool, by_number
+from chisel.client.protection import DEFAULT_IDLE, protection, protection_notice
 from chisel.config import Config, Project, find_project, load_config, save_token
 from chisel.errors import ConfigError, HostUnreachable, UsageError
 from chisel.events import Facts, NullSink, Sink, StatusReported, SweepReported
 from chisel.model import (
-    Account,
     Bill,
     DropletStatus,
     PoolStatus,
     RunId,
     RunningCommand,
     Secret,
-    Size,
     SweepItem,
 )
 from chisel.paths import Paths, resolve_paths
@@ -151,17 +151,21 @@ class Client:
         size: str | None = None,
         region: str | None = None,
         image: str | None = None,
+        idle: timedelta = DEFAULT_IDLE,
         ttl: timedelta | None = None,
         max_usd: Decimal | None = None,
+        ends_busy: bool = False,
         takes_any: bool = False,
         wait: timedelta = timedelta(0),
     ) -> Pool:
         """Return a pool of at least `count` ready droplets, reusing what exists and creating what is missing.
 
-        Never destroys. Billing starts with each creation. `ttl` and `max_usd` (dollars for the whole pool) limit new
-        droplets' time, `takes_any` allows other sizes of the same architecture, `wait` is how long to hunt for room.
-        Raises CloudError (CapacityError when there is no room), ConfigError, UsageError; cancelled, it leaves every
-        created droplet recorded, where `down` finds it.
+        Never destroys. Billing starts with each creation. New droplets are destroyed after `idle` without a request
+        (zero: never), and `ttl` and `max_usd` (dollars for the whole pool) limit their time; a command that still runs
+        then is ended only with `ends_busy`. With a self-destruct token they do that themselves, else whichever chisel
+        on this machine notices. `takes_any` allows other sizes of the same architecture, `wait` is how long to hunt for
+        room. Raises CloudError (CapacityError when there is no room), ConfigError, UsageError; cancelled, it leaves
+        every created droplet recorded, where `down` finds it.
         """
         from chisel.lifecycle import Wish
 
@@ -178,10 +182,14 @@ class Client:
             image=image or settings.image or self.config.image,
             ttl=ttl,
             max_usd=max_usd,
+            idle_s=math.ceil(idle.total_seconds()),
+            self_destruct_token=self.config.self_destruct_token,
+            ends_busy=ends_busy,
             takes_any=takes_any,
             wait_s=wait.total_seconds(),
         )
         records = await (await self.lifecycle()).up(wish)
+        self.sink.emit(protection_notice(records))
         return Pool(self, name, tuple(sorted(records, key=by_number)))
 
     async def pool(self, name: str | None = None) -> Pool:
@@ -205,6 +213,10 @@ class Client:
         """Return the variables a command gets from here: those the project names, then the given ones."""
         return {**self.where.env, **(env or {})}
 
+    async def recorded(self) -> dict[str, list[DropletRecord]]:
+        """Return what the state knows of every pool of this account, by name: nobody is asked."""
+        return {name: list(records.values()) for name, records in (await self._mine()).pools.items()}
+
     async def _mine(self) -> CloudState:
         return (await self.store.read()).clouds.get(self.config.api_url) or CloudState()
 
@@ -223,14 +235,15 @@ class Client:
             async with anyio.create_task_group() as tasks:
                 for record in records.values():
                     tasks.start_soon(one, record)
+            said = {one.host: one.self_destruct for one in statuses.values()}
             ordered = tuple(statuses[record.name] for record in sorted(records.values(), key=by_number))
-            reported.append(PoolStatus(name=name, droplets=ordered, self_destruct="off"))
+            reported.append(PoolStatus(name=name, droplets=ordered, self_destruct=protection(records.values(), said)))
         self.sink.emit(StatusReported(pools=tuple(reported)))
         return reported
 
     async def _droplet_status(self, record: DropletRecord, cloud_status: str) -> DropletStatus:
         age = (datetime.now(UTC) - record.created_at).total_seconds()
-        answer = await self._ask(record) if cloud_status == "active" else None
+        answer = await self.ask(record) if cloud_status == "active" else None
         return DropletStatus(
             host=record.name,
             droplet_id=record.id,
@@ -243,11 +256,25 @@ class Client:
             is_reachable=answer is not None,
             idle_s=float(answer["idle_s"]) if answer else None,
             until=record.until,
+            idle_limit_s=record.idle_s,
+            self_destruct=_self_destruct(record, answer),
             runs=tuple(_running(one) for one in answer["runs"]) if answer else (),
         )
 
-    async def _ask(self, record: DropletRecord) -> dict[str, Any] | None:
-        """Ask the droplet's registry of runs; None when it does not answer in time."""
+    async def warn(self) -> None:
+        """Warn once of each pool that has been up for long, with its age and cost; nobody is asked."""
+        from chisel.client.care import warn
+
+        await warn(self)
+
+    async def end_what_is_over(self) -> None:
+        """Destroy droplets whose time is over and where nothing runs; nothing raises, what fails is said."""
+        from chisel.client.care import end_what_is_over
+
+        await end_what_is_over(self)
+
+    async def ask(self, record: DropletRecord) -> dict[str, Any] | None:
+        """Ask a droplet what runs there and how idle it is, for 8 s at most; None when it does not answer."""
         from chisel.lifecycle import host_of
         from chisel.node.frames import Kind
 
@@ -268,7 +295,7 @@ class Client:
         found: dict[str, tuple[RunningCommand, ...]] = {}
 
         async def one(record: DropletRecord) -> None:
-            answer = await self._ask(record) if record.address is not None and record.is_ready else None
+            answer = await self.ask(record) if record.address is not None and record.is_ready else None
             runs = tuple(_running(run) for run in answer["runs"]) if answer else ()
             if any(run.is_running for run in runs):
                 found[record.name] = tuple(run for run in runs if run.is_running)
@@ -319,26 +346,31 @@ class Client:
             owner = named[0] if named else None
         return await lifecycle.recover(owner)
 
-    async def authenticate(self, token: str | None, *, api_url: str | None = None) -> Facts:
-        """Verify a token (None: the one at hand) with the cloud, store a new one, and return what the account may do.
+    async def authenticate(
+        self,
+        token: str | None,
+        *,
+        self_destruct_token: str | None = None,
+        takes_broad_token: bool = False,
+        api_url: str | None = None,
+    ) -> Facts:
+        """Verify tokens with the cloud, store new ones, and return what the account and they may do.
 
-        Raises ConfigError without any token and CredentialsRefused when the cloud refuses it; nothing is stored then.
+        `token` None means the one at hand. What droplets get to destroy themselves, `self_destruct_token`, must be able
+        to delete and, without `takes_broad_token`, unable to create. Raises ConfigError without any token,
+        CredentialsRefused when the cloud refuses one, GuardrailError for a second one that may do too much or too
+        little; nothing is stored then.
         """
-        from chisel.cloud.digitalocean import open_digitalocean
+        from chisel.client.account import authenticate
 
-        secret = Secret(token) if token else self.config.token
-        if secret is None:
-            raise ConfigError("no token was given", hint="chisel auth, on a terminal; or set CHISEL_DO_TOKEN")
-        url = api_url or self.config.api_url
-        async with open_digitalocean(secret, api_url=url, sink=self.sink) as cloud:
-            account = await cloud.account()
-            sizes = await cloud.sizes()
-            droplets = await cloud.list_droplets()
-        if token:
-            await to_thread.run_sync(partial(save_token, self.paths, secret, api_url=api_url))
-        return Facts(
-            title=f"{account.email} at {url}", facts=_account_facts(self.config, account, sizes, len(droplets))
+        facts = await authenticate(
+            self.config, token, self_destruct_token, api_url=api_url, takes_broad=takes_broad_token, sink=self.sink
         )
+        given = {name: Secret(text) for name, text in (("one", token), ("two", self_destruct_token)) if text}
+        if given:
+            store = partial(save_token, self.paths, given.get("one"), self_destruct=given.get("two"), api_url=api_url)
+            await to_thread.run_sync(store)
+        return facts
 
     # -- the project's trees
 
@@ -388,20 +420,16 @@ class Client:
         await self.store.update(change)
 
 
-def _account_facts(config: Config, account: Account, sizes: Sequence[Size], in_use: int) -> dict[str, Any]:
-    offered = {
-        size.slug: f"${size.usd_per_hour} per hour in {', '.join(size.regions) or 'no region now'}"
-        for size in sizes
-        if size.slug in config.sizes
-    }
-    return {
-        "team": account.team or "-",
-        "account": f"{account.status}{': ' + account.status_message if account.status_message else ''}",
-        "droplets": f"{in_use} of {account.droplet_limit} in use",
-        "GPU quota": "unknown until the first `chisel up` (the API does not tell)",
-        **{slug: offered.get(slug, "not offered") for slug in config.sizes},
-        "token": "CHISEL_DO_TOKEN" if config.token_source == "environment" else "stored",
-    }
+def _self_destruct(record: DropletRecord, answer: Mapping[str, Any] | None) -> str | None:
+    """Return what a droplet itself says of its watchdog; None for one that was made without."""
+    if not record.is_armed:
+        return None
+    if answer is None:
+        return "unknown: it does not answer"
+    said = answer.get("self_destruct")
+    if not said:
+        return "not started yet"
+    return str(said["state"]) + (f": {said['error']}" if said.get("error") else "")
 
 
 def _running(entry: Mapping[str, Any]) -> RunningCommand:

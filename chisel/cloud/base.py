@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from chisel.model import Account, CreateRequest, Droplet, DropletId, Size, SshKey
+from chisel.model import Abilities, Account, CreateRequest, Droplet, DropletId, Size, SshKey
 
 
 class Cloud(Protocol):
@@ -18,6 +18,12 @@ class Cloud(Protocol):
 
     async def account(self) -> Account:
         """Return what the account is and how many droplets it may have."""
+
+    async def abilities(self) -> Abilities:
+        """Find out what the token may do, with requests that cannot succeed: nothing is changed.
+
+        Raises CredentialsRefused for a token that is not valid.
+        """
 
     async def sizes(self) -> list[Size]:
         """Return every size with its price and the regions where it can be created now."""

@@ -1,13 +1,17 @@
 """Write the user data that a new droplet's first boot executes (cloud-init). Pure.
 
-Whatever runs on a droplet can read its user data for as long as it lives: nothing secret goes in but the host key of
-the first boot, which is worth nothing once it has been replaced over the verified connection.
+Whatever runs on a droplet as root can read its user data for as long as it lives: nothing secret goes in but the host
+key of the first boot, which is worth nothing once it has been replaced over the verified connection, and, where it is
+wanted, the token that can only delete droplets.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from typing import Any
+
+from chisel.cloud.selfdestruct import SelfDestruct, boot_commands, files, run_commands
 
 MAX_BYTES = 64 * 1024 - 1
 PROFILE = "/etc/profile.d/chisel.sh"
@@ -39,11 +43,14 @@ export TORCHINDUCTOR_CACHE_DIR="${{TORCHINDUCTOR_CACHE_DIR:-${{HOME:-/root}}/.ca
 _SYSCTL_TEXT = "# Written by chisel.\nnet.ipv4.tcp_fastopen = 1539\n"
 
 
-def user_data(*, host_private_key: str, host_public_key: str, hostname: str) -> str:
+def user_data(
+    *, host_private_key: str, host_public_key: str, hostname: str, self_destruct: SelfDestruct | None = None
+) -> str:
     """Return the cloud-config of a droplet: JSON, which is valid YAML, after cloud-init's first line.
 
-    The keys are one ed25519 pair in OpenSSH's forms; the droplet shows that host key and no other. Raises ValueError
-    for anything else, and for a text beyond DigitalOcean's 64 KiB.
+    The keys are one ed25519 pair in OpenSSH's forms; the droplet shows that host key and no other. With
+    `self_destruct` it destroys itself when its time is over. Raises ValueError for anything else, and for a text beyond
+    DigitalOcean's 64 KiB.
     """
     if not _HOSTNAME.fullmatch(hostname):
         raise ValueError(f"`{hostname}` is no host name")
@@ -51,13 +58,18 @@ def user_data(*, host_private_key: str, host_public_key: str, hostname: str) -> 
         raise ValueError("the public host key is not an ed25519 key in OpenSSH's form")
     if not host_private_key.startswith("-----BEGIN OPENSSH PRIVATE KEY-----") or not host_private_key.isascii():
         raise ValueError("the private host key is not in OpenSSH's form")
-    text = "#cloud-config\n" + json.dumps(_document(host_private_key, host_public_key, hostname), indent=1) + "\n"
+    document = _document(host_private_key, host_public_key, hostname)
+    if self_destruct is not None:
+        document["write_files"] += files(self_destruct)
+        document["bootcmd"] = boot_commands()
+        document["runcmd"] = run_commands() + document["runcmd"]
+    text = "#cloud-config\n" + json.dumps(document, indent=1) + "\n"
     if len(text) > MAX_BYTES:
         raise ValueError(f"user data of {len(text)} bytes is more than DigitalOcean takes ({MAX_BYTES})")
     return text
 
 
-def _document(host_private_key: str, host_public_key: str, hostname: str) -> dict[str, object]:
+def _document(host_private_key: str, host_public_key: str, hostname: str) -> dict[str, Any]:
     return {
         "hostname": hostname,
         "disable_root": False,

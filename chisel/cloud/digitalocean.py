@@ -19,13 +19,14 @@ import anyio
 
 from chisel import __version__
 from chisel.cloud import decode
+from chisel.cloud.abilities import IMPOSSIBLE_FINGERPRINT, IMPOSSIBLE_ID, IMPOSSIBLE_TAG, judged, told_by
 from chisel.cloud.base import Cloud
 from chisel.cloud.deadline import Calls, DeadlinePassed
 from chisel.cloud.refusals import is_clear, refusal, retry_after_s
 from chisel.config import DEFAULT_API_URL, check_api_url
 from chisel.errors import ChiselError, CloudError, NotFoundError, OutcomeUnknown
 from chisel.events import NullSink, Retry, Sink
-from chisel.model import Account, CreateRequest, Droplet, DropletId, Secret, Size, SshKey
+from chisel.model import Abilities, Account, CreateRequest, Droplet, DropletId, Secret, Size, SshKey
 
 T = TypeVar("T")
 
@@ -148,6 +149,37 @@ class DigitalOcean:
         """Return what the account is and how many droplets it may have."""
         order = _Order("reading the account", self._client.account.get, self._ends_at())
         return decode.account((await self._retried(order)).body)
+
+    async def abilities(self) -> Abilities:
+        """Find out what the token may do, with requests that cannot succeed: nothing is changed."""
+        api, ends_at = self._client, self._ends_at()
+        harmless = {
+            "delete droplets": partial(api.droplets.destroy, IMPOSSIBLE_ID),
+            "create droplets": partial(api.droplets.create, body={}),
+            "power droplets": partial(api.droplet_actions.post, IMPOSSIBLE_ID, body={"type": "power_off"}),
+            "register SSH keys": partial(api.ssh_keys.create, body={}),
+            "make tags": partial(api.tags.create, body={}),
+            "delete tags": partial(api.tags.delete, IMPOSSIBLE_TAG),
+            "read the account": api.account.get,
+            "read droplets": partial(api.droplets.get, IMPOSSIBLE_ID),
+            "read sizes": api.sizes.list,
+            "read SSH keys": partial(api.ssh_keys.get, IMPOSSIBLE_FINGERPRINT),
+        }
+        found = {}
+        for what, send in harmless.items():
+            order = _Order(f"trying whether the token may {what}", send, ends_at)
+            found[what] = told_by(await self._status_of(order))
+        return judged(found)
+
+    async def _status_of(self, order: _Order) -> int | None:
+        """Return the status of an answer, None without one; raises CredentialsRefused for a token that is not valid."""
+        try:
+            return (await self._attempt(order)).status
+        except _Trouble as trouble:
+            status = trouble.error.status if isinstance(trouble.error, CloudError) else None
+            if status == 401:
+                raise trouble.error from trouble.__cause__
+            return status
 
     async def sizes(self) -> list[Size]:
         """Return every size with its price and the regions where it can be created now."""

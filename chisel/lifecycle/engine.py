@@ -15,20 +15,23 @@ import anyio
 
 from chisel import guard
 from chisel.cloud.base import Cloud
-from chisel.errors import CloudError
+from chisel.errors import CloudError, HostUnreachable
 from chisel.events import Sink
 from chisel.lifecycle.desk import Connector, Desk
 from chisel.lifecycle.destroying import Destroyer
 from chisel.lifecycle.making import Maker
 from chisel.lifecycle.offer import Wish
 from chisel.lifecycle.ready import Readier
-from chisel.lifecycle.records import map_cloud, record_from_tags, with_record
+from chisel.lifecycle.records import host_of, map_cloud, record_from_tags, with_record
 from chisel.model import Bill, SweepItem
+from chisel.node.frames import Kind
+from chisel.ssh.refusal import remote_error
 from chisel.state import DropletRecord, State, StateStore
 
 SETTLE_AFTER_S = 60.0
 """After so long a create request that shows no droplet made none: its own deadline (30 s), and the list's lag."""
 _ROUNDS = 3
+_TELL_DEADLINE_S = 30.0
 
 
 class Lifecycle:
@@ -135,9 +138,11 @@ class Lifecycle:
     # -- limits and losses
 
     async def extend(self, records: Sequence[DropletRecord], by: timedelta) -> dict[str, datetime]:
-        """Let droplets live until `by` from now at least, in their tags and in the state; returns the ends by name.
+        """Let droplets live until `by` from now at least; returns the ends by name.
 
-        The new limit is tagged before the old one goes, and of several the latest holds. Raises CloudError.
+        The droplets themselves are told, their tags and the state: idleness does not count until then, and an end that
+        was set moves. The new limit is tagged before the old one goes, and of several the latest holds. Raises
+        CloudError, and HostUnreachable when one that destroys itself could not be told.
         """
         desk, until = self._desk, datetime.now(UTC) + by
         ends: dict[str, datetime] = {}
@@ -145,12 +150,15 @@ class Lifecycle:
         async def one(record: DropletRecord) -> None:
             droplet = await desk.cloud.get_droplet(record.id)
             known = guard.read_label(droplet.tags).until
-            ends[record.name] = end = max(until, known) if known is not None else until
-            await desk.cloud.tag_droplet(guard.until_tag(end), record.id)
-            for tag in guard.limit_tags(droplet.tags):
-                if tag != guard.until_tag(end):
-                    await desk.cloud.untag_droplet(tag, record.id)
-            await desk.revise(record, until=end)
+            ends[record.name] = end = max(until, known or until, record.kept_until or until)
+            if record.is_armed:
+                await _tell(desk, record, by)
+            if known is not None:
+                await desk.cloud.tag_droplet(guard.until_tag(end), record.id)
+                for tag in guard.limit_tags(droplet.tags):
+                    if tag != guard.until_tag(end):
+                        await desk.cloud.untag_droplet(tag, record.id)
+            await desk.revise(record, until=end if known is not None else None, kept_until=end)
 
         async with anyio.create_task_group() as tasks:
             for record in records:
@@ -191,6 +199,19 @@ class Lifecycle:
             owner = guard.read_label(droplet.tags).owner
             counted[owner] = counted.get(owner, 0) + 1
         return counted
+
+
+async def _tell(desk: Desk, record: DropletRecord, by: timedelta) -> None:
+    """Tell a droplet that destroys itself to live for `by` from now at least; raises HostUnreachable."""
+    with anyio.move_on_after(_TELL_DEADLINE_S):
+        connection = await desk.connector.connect(host_of(record))
+        async with connection.node("limits", {"keep_s": by.total_seconds()}) as channel:
+            for frame in await channel.receive():
+                if frame.kind == Kind.REPLY:
+                    return
+                if frame.kind == Kind.ERROR:
+                    raise remote_error(frame, record.name)
+    raise HostUnreachable(f"`{record.name}` destroys itself and could not be told to stay", host=record.name)
 
 
 def _key_name(public_key: str) -> str:

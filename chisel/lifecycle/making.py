@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import anyio
+from anyio import to_thread
 
 from chisel import guard
+from chisel.cloud.selfdestruct import MODULES
 from chisel.errors import CapacityError, ChiselError, CloudError, OutcomeUnknown
 from chisel.lifecycle.desk import FIRST_POLL_S, SLOWEST_POLL_S, Desk
 from chisel.lifecycle.offer import Wish, no_offer, offers
@@ -23,6 +25,7 @@ from chisel.lifecycle.records import (
 )
 from chisel.model import CreateRequest, Droplet, Size
 from chisel.ssh.keys import KeyPair, generate_keypair
+from chisel.ssh.program import read_modules
 from chisel.state import DropletRecord, Intent
 
 _FIRST_HUNT_S, _SLOWEST_HUNT_S = 5.0, 30.0
@@ -82,11 +85,15 @@ class Maker:
             lambda state: map_cloud(state, desk.api_url, lambda mine: with_intents(mine, wish, size, region, public))
         )
         intents = desk.part_of(state).intents
+        program = await to_thread.run_sync(read_modules, MODULES) if wish.is_armed else {}
         troubles: list[ChiselError] = []
 
         async def one(intent: Intent) -> None:
             try:
-                request = create_request(intent, wish, fingerprint, self.keys.first[intent.attempt], state.owner)
+                request = create_request(
+                    intent, wish, fingerprint, self.keys.first[intent.attempt], state.owner, api_url=desk.api_url,
+                    program=program,
+                )  # fmt: skip
                 await self._create(intent, request)
             except ChiselError as error:
                 if not isinstance(error, CapacityError):

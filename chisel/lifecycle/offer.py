@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from chisel.errors import CapacityError
-from chisel.model import Size
+from chisel.model import Secret, Size
 
 SAME_ARCHITECTURE = ("mi300x", "mi325x")
 """GPU models that run gfx942 code objects (LLVM's AMDGPU processor table, 2026)."""
@@ -19,8 +19,9 @@ class Wish:
     """What `up` is to reach: a pool of at least `count` ready droplets; None lets the cloud's offer decide.
 
     `takes_any` allows other sizes of the same architecture and number of GPUs. `ttl` and `max_usd` (for the whole pool)
-    limit each new droplet's time, whichever ends first; `idle_s` is the idleness after which it destroys itself (0:
-    never). `wait_s` is how long to hunt for capacity.
+    limit each new droplet's time, whichever ends first; `idle_s` is the idleness after which it is destroyed (0:
+    never): by itself, with `self_destruct_token`. At the end of its time a running command is ended only with
+    `ends_busy`. `wait_s` is how long to hunt for capacity.
     """
 
     pool: str
@@ -32,8 +33,16 @@ class Wish:
     ttl: timedelta | None = None
     max_usd: Decimal | None = None
     idle_s: int = 0
+    self_destruct_token: Secret | None = None
+    ends_busy: bool = False
     takes_any: bool = False
     wait_s: float = 0.0
+
+    @property
+    def is_armed(self) -> bool:
+        """Say whether new droplets destroy themselves: that takes a token, and a limit."""
+        has_limit = bool(self.idle_s) or self.ttl is not None or self.max_usd is not None
+        return self.self_destruct_token is not None and has_limit
 
     def until(self, now: datetime, usd_per_hour: Decimal) -> datetime | None:
         """Return when the time of a droplet made now ends, None for never."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from chisel import guard
 from chisel.cloud.cloudinit import user_data
+from chisel.cloud.selfdestruct import SelfDestruct
 from chisel.errors import HostUnreachable
 from chisel.lifecycle.offer import Wish
 from chisel.model import Bill, CreateRequest, Droplet, Host, Size
@@ -32,8 +34,21 @@ def host_of(record: DropletRecord) -> Host:
     )
 
 
-def create_request(intent: Intent, wish: Wish, fingerprint: str, host_key: KeyPair, owner: str) -> CreateRequest:
-    """Build the one request of an intent; user data carries the host key's private half to the droplet."""
+def create_request(
+    intent: Intent,
+    wish: Wish,
+    fingerprint: str,
+    host_key: KeyPair,
+    owner: str,
+    *,
+    api_url: str,
+    program: Mapping[str, str],
+) -> CreateRequest:
+    """Build the one request of an intent.
+
+    User data carries the host key's private half to the droplet, and, where the wish has one, the token that can only
+    delete droplets, with the watchdog's `program`.
+    """
     return CreateRequest(
         name=intent.name,
         region=intent.region,
@@ -48,10 +63,29 @@ def create_request(intent: Intent, wish: Wish, fingerprint: str, host_key: KeyPa
             host_key=intent.next_host_key,
             until=intent.until,
             idle_s=intent.idle_s,
+            is_armed=intent.is_armed,
         ),
         user_data=user_data(
-            host_private_key=host_key.private_openssh, host_public_key=host_key.public_openssh, hostname=intent.name
+            host_private_key=host_key.private_openssh,
+            host_public_key=host_key.public_openssh,
+            hostname=intent.name,
+            self_destruct=_self_destruct(intent, wish, api_url, program),
         ),
+    )
+
+
+def _self_destruct(intent: Intent, wish: Wish, api_url: str, program: Mapping[str, str]) -> SelfDestruct | None:
+    if not intent.is_armed or wish.self_destruct_token is None:
+        return None
+    ttl = intent.until - intent.started_at if intent.until is not None else timedelta(0)
+    return SelfDestruct(
+        token=wish.self_destruct_token,
+        api_url=api_url,
+        idle_s=intent.idle_s,
+        ttl_s=math.ceil(ttl.total_seconds()),
+        attempt=intent.attempt,
+        program=program,
+        ends_busy=intent.ends_busy,
     )
 
 
@@ -84,6 +118,8 @@ def with_intents(
             usd_per_hour=size.usd_per_hour,
             until=wish.until(now, size.usd_per_hour),
             idle_s=wish.idle_s,
+            is_armed=wish.is_armed,
+            ends_busy=wish.ends_busy,
         )
     return replace(mine, intents=intents)
 
@@ -106,6 +142,8 @@ def record_of(intent: Intent, droplet: Droplet) -> DropletRecord:
         next_host_key=intent.next_host_key,
         until=intent.until,
         idle_s=intent.idle_s,
+        is_armed=intent.is_armed,
+        ends_busy=intent.ends_busy,
     )
 
 
@@ -133,6 +171,7 @@ def record_from_tags(droplet: Droplet) -> DropletRecord:
         is_rotated=bool(label.host_keys),
         until=label.until,
         idle_s=label.idle_s,
+        is_armed=label.is_armed,
     )
 
 

@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from . import env, frames
+from . import env, frames, watchdog
 from .stdio import Channel
 
 KEPT_S = 7 * 86400.0
@@ -114,10 +114,11 @@ def _is_locked(path: str) -> bool:
 
 
 def _last_activity_at() -> float:
-    try:
-        return os.stat(os.path.join(env.own_directory(), "activity")).st_mtime
-    except OSError:
-        return time.time()
+    """Return when a command last began or ended; before the first, when chisel first came."""
+    for path in (os.path.join(env.own_directory(), "activity"), env.own_directory()):
+        with suppress(OSError):
+            return os.stat(path).st_mtime
+    return time.time()
 
 
 def main(channel: Channel, request: dict[str, Any]) -> int:
@@ -126,5 +127,9 @@ def main(channel: Channel, request: dict[str, Any]) -> int:
     now = time.time()
     found = runs(now)
     idle = idle_seconds(now, _last_activity_at(), any(run["running"] for run in found))
-    channel.send_json(frames.Kind.REPLY, {"now": now, "idle_s": idle, "runs": found, "load": os.getloadavg()[0]})
+    watched = watchdog.state()
+    if watched is not None:
+        idle = min(idle, float(watched.get("idle_s", idle)))
+    answer = {"now": now, "idle_s": idle, "runs": found, "load": os.getloadavg()[0], "self_destruct": watched}
+    channel.send_json(frames.Kind.REPLY, answer)
     return 0

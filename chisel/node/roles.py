@@ -10,6 +10,7 @@ MODULES = {
     "status": "registry",
     "aggregate": "aggregate",
     "hostkey": "hostkey",
+    "limits": "limits",
 }
 
 # Looking at a droplet is no use of it: these do not push its idleness away.

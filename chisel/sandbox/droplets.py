@@ -12,6 +12,7 @@ from chisel.sandbox.base import DropletServer, DropletSpec, Kind, banner_file, h
 from chisel.sandbox.standins import install_standins
 
 HOST_KEY = "etc/ssh/ssh_host_ed25519_key"
+INSTANCE_ID = "var/lib/cloud/data/instance-id"
 AUTHORIZED_KEYS = ".ssh/authorized_keys"
 
 
@@ -48,6 +49,7 @@ def furnish(spec: DropletSpec) -> None:
         python.symlink_to(os.path.realpath(sys.executable))
     if spec.banner_s > 0:
         _write(banner_file(spec.root), "", 0o600)
+    _write(spec.root / INSTANCE_ID, f"{spec.id}\n", 0o644)  # as cloud-init does
     for file in spec.write_files:
         _write(_inside(spec.root, file.path), file.content, file.mode)
 

@@ -23,6 +23,7 @@ from chisel.sandbox.droplets import start_droplet
 from chisel.sandbox.faults import Fault, Schedule
 from chisel.sandbox.http import Server, serving
 from chisel.sandbox.processes import end_processes
+from chisel.sandbox.timers import run_timer, timers_of
 
 _LOG = logging.getLogger(__name__)
 _ADDRESS_DEADLINE_S = 5.0
@@ -53,6 +54,7 @@ class Park:
         self._loop = asyncio.get_running_loop()
         self._servers: dict[int, DropletServer] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._timers: dict[int, list[asyncio.Task[None]]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
 
     def machines(self) -> Machines:
@@ -85,6 +87,8 @@ class Park:
             told(None)
             return
         self._servers[spec.id] = server
+        timers = [self._loop.create_task(run_timer(spec, timer)) for timer in timers_of(spec.write_files)]
+        self._timers[spec.id] = timers
         told(server.port)
         if spec.banner_s > 0:
             self._loop.call_later(spec.banner_s, self._end_first_boot, spec)
@@ -111,6 +115,8 @@ class Park:
         task = self._tasks.pop(id, None)
         if task is not None:
             await asyncio.wait([task])
+        for timer in self._timers.pop(id, []):
+            timer.cancel()
         server = self._servers.pop(id, None)
         if server is not None:
             await server.close()

@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
@@ -37,6 +38,11 @@ def pack_node_program() -> NodeProgram:
             archive.writestr(_member(name), members[name], compresslevel=9)
     data = packed.getvalue()
     return NodeProgram(data, hashlib.sha256(data).hexdigest())
+
+
+def read_modules(names: Sequence[str]) -> dict[str, str]:
+    """Return the texts of some of the node program's modules by name. Reads files: call it in a thread."""
+    return {name: resources.files(_SOURCE).joinpath(name).read_text(encoding="utf-8") for name in names}
 
 
 def _member(name: str) -> zipfile.ZipInfo:

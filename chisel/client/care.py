@@ -1,0 +1,161 @@
+"""Take care of what the user may have forgotten: warn of droplets up for long, end those whose time is over.
+
+Any command does this at its end, from the state alone unless something is due: a droplet that destroys itself needs
+none of it, the others have nobody else while this machine is on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import to_thread
+
+from chisel import guard
+from chisel.errors import ChiselError
+from chisel.events import Notice
+from chisel.state import DropletRecord
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chisel.client.client import Client
+
+EVERY_S = 60.0
+WARN_BEFORE = timedelta(minutes=15)
+_ASK_TIMEOUT_S = 5.0
+_DEADLINE_S = 60.0
+
+
+async def warn(client: Client) -> None:
+    """Warn once of each pool that has been up for longer than the configured time, with its age and cost so far."""
+    now, limit = datetime.now(UTC), client.config.warn_after
+    for name, records in sorted((await client.recorded()).items()):
+        old = [one for one in records if now - one.created_at >= limit]
+        if old and limit:
+            age = max(now - one.created_at for one in old)
+            usd = sum((guard.cost(one.usd_per_hour, (now - one.created_at).total_seconds()) for one in old), Decimal(0))
+            number = f"{len(old)} droplet{'s' if len(old) > 1 else ''}"
+            client.sink.emit(
+                Notice(
+                    level="warning",
+                    message=f"pool `{name}`: {number} up for {_hours(age)}, ${usd:.2f} so far",
+                    hint=f"chisel down --pool {name}{' --all' if len(records) > 1 else ''}",
+                )
+            )
+
+
+def _hours(age: timedelta) -> str:
+    return f"{age.total_seconds() / 3600:.1f} h"
+
+
+async def end_what_is_over(client: Client) -> None:
+    """Destroy recorded droplets whose time is over and where nothing runs; warn of those whose time is soon over.
+
+    Looks at most once in `EVERY_S`. A droplet that cannot be asked is left, with a warning: something may run there.
+    Nothing here raises but cancellation; what fails is said, and tried by the next command.
+    """
+    records = [record for pool in (await client.recorded()).values() for record in pool]
+    now = datetime.now(UTC)
+    _warn_of_ends(client, records, now)
+    due = [record for record in records if is_due(record, now)]
+    if not due or not await to_thread.run_sync(_is_turn, client.paths.cache_dir / "care"):
+        return
+    over: list[DropletRecord] = []
+
+    async def one(record: DropletRecord) -> None:
+        if await _is_over(client, record):
+            over.append(record)
+
+    with anyio.move_on_after(_DEADLINE_S):
+        try:
+            async with anyio.create_task_group() as tasks:
+                for record in due:
+                    tasks.start_soon(one, record)
+            if over:
+                await (await client.lifecycle()).down(over)
+        except* ChiselError as errors:
+            client.sink.emit(Notice(level="warning", message=f"past its limit, and not destroyed: {_first(errors)}"))
+
+
+def _first(errors: BaseExceptionGroup[Any]) -> str:
+    one: Any = errors
+    while isinstance(one, BaseExceptionGroup):
+        one = one.exceptions[0]
+    return str(one)
+
+
+def is_due(record: DropletRecord, now: datetime) -> bool:
+    """Say whether a droplet's time may be over: past its end, or idle for too long with nobody else to see it."""
+    if record.until is not None and record.until <= now:
+        return True
+    is_kept = record.kept_until is not None and record.kept_until > now
+    has_age = (now - record.created_at).total_seconds() >= record.idle_s
+    return bool(record.idle_s) and not record.is_armed and record.is_ready and has_age and not is_kept
+
+
+def _warn_of_ends(client: Client, records: Sequence[DropletRecord], now: datetime) -> None:
+    for record in records:
+        if record.until is not None and now < record.until <= now + WARN_BEFORE:
+            minutes = (record.until - now).total_seconds() / 60
+            client.sink.emit(
+                Notice(
+                    host=record.name,
+                    level="warning",
+                    message=f"its time is over in {minutes:.0f} min",
+                    hint=f"chisel keep 2h --pool {record.pool}",
+                )
+            )
+
+
+async def _is_over(client: Client, record: DropletRecord) -> bool:
+    """Ask a droplet whether it is in use; say why it stays when it does."""
+    is_past = record.until is not None and record.until <= datetime.now(UTC)
+    answer = None
+    with anyio.move_on_after(_ASK_TIMEOUT_S):
+        answer = await client.ask(record)
+    if answer is None:
+        if is_past:
+            _stays(client, record, "it does not answer: something may run there")
+        return False
+    running = next((str(run["line"]) for run in answer["runs"] if run["running"]), None)
+    if is_past and (running is None or record.ends_busy):
+        client.sink.emit(Notice(host=record.name, level="warning", message="its time is over: it is destroyed"))
+        return True
+    if is_past:
+        _stays(client, record, f"`{running}` runs there")
+        return False
+    if float(answer["idle_s"]) >= record.idle_s:
+        minutes = float(answer["idle_s"]) / 60
+        message = f"idle for {minutes:.0f} min: it is destroyed"
+        client.sink.emit(Notice(host=record.name, level="warning", message=message))
+        return True
+    return False
+
+
+def _stays(client: Client, record: DropletRecord, reason: str) -> None:
+    client.sink.emit(
+        Notice(
+            host=record.name,
+            level="warning",
+            message=f"past its limit, and left: {reason}",
+            hint=f"chisel down --pool {record.pool}, or chisel keep 2h",
+        )
+    )
+
+
+def _is_turn(mark: Path) -> bool:
+    """Say whether nobody has looked for `EVERY_S`, and note that somebody does now."""
+    now = datetime.now(UTC).timestamp()
+    try:
+        if 0 <= now - mark.stat().st_mtime < EVERY_S:
+            return False
+    except FileNotFoundError:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch(mode=0o600)
+    os.utime(mark)
+    return True
