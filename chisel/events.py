@@ -173,6 +173,7 @@ class StatusReported(Event):
     kind: ClassVar[str] = "status"
 
     pools: Sequence[PoolStatus]
+    is_again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

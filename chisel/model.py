@@ -255,8 +255,9 @@ class DropletStatus:
     """One droplet for `chisel status`: what the cloud and the droplet itself say of it.
 
     `idle_s` is None when the droplet could not be asked; `is_reachable` says whether it answered. `until` is the end of
-    its time, None for no limit; `idle_limit_s` the idleness that ends it, 0 for none. `self_destruct` is what it says
-    of that itself: `on`, or what is wrong; None when it was made without.
+    its time, None for no limit; `idle_limit_s` the idleness that ends it, 0 for none; `ends_in_s` how long it has
+    without another request, None without limit or while a command runs. `self_destruct` is what it says of that itself:
+    `on`, or what is wrong; None when it was made without.
     """
 
     host: str
@@ -272,6 +273,7 @@ class DropletStatus:
     runs: tuple[RunningCommand, ...] = ()
     until: datetime | None = None
     idle_limit_s: int = 0
+    ends_in_s: float | None = None
     self_destruct: str | None = None
 
 

@@ -101,11 +101,26 @@ async def _agree(session: Session, target: Pool, project: str, *, yes: bool) -> 
 
 
 @click.command()
+@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("--every", type=Duration(), default="5s", show_default=True, help="How often --watch looks.")
 @output_options
-async def status(session: Session) -> None:
-    """Show what is up, what runs there, since when it is idle, what it costs."""
+async def status(session: Session, watch: bool, every: timedelta) -> None:
+    """Show what is up, what runs there, since when it is idle, when it ends, what it costs."""
+    import anyio
+
+    from chisel.errors import CloudError
+    from chisel.events import Notice
+
+    pause_s = max(1.0, every.total_seconds())  # two requests each: 250 a minute are allowed
     async with session.open() as client:
         await client.status()
+        while watch:
+            await client.sink.drain()
+            await anyio.sleep(pause_s)
+            try:
+                await client.status(is_again=True)
+            except CloudError as error:
+                client.sink.emit(Notice(level="warning", message=error.message))
 
 
 @click.command()

@@ -28,7 +28,7 @@ from anyio import to_thread
 
 from chisel import guard
 from chisel.client.pool import Pool, by_number
-from chisel.client.protection import DEFAULT_IDLE, protection, protection_notice
+from chisel.client.protection import DEFAULT_IDLE, ends_in_s, protection, protection_notice
 from chisel.config import Config, Project, find_project, load_config, save_token
 from chisel.errors import ConfigError, HostUnreachable, UsageError
 from chisel.events import Facts, NullSink, Sink, StatusReported, SweepReported
@@ -220,8 +220,11 @@ class Client:
     async def _mine(self) -> CloudState:
         return (await self.store.read()).clouds.get(self.config.api_url) or CloudState()
 
-    async def status(self) -> list[PoolStatus]:
-        """Ask the cloud and every droplet how they are; a droplet that does not answer is shown as such."""
+    async def status(self, *, is_again: bool = False) -> list[PoolStatus]:
+        """Ask the cloud and every droplet how they are; a droplet that does not answer is shown as such.
+
+        `is_again` says that the report takes the place of the one before.
+        """
         listed = {droplet.id: droplet for droplet in await (await self.cloud()).list_droplets(tag=guard.TAG)}
         mine = await self._mine()
         reported = []
@@ -238,12 +241,15 @@ class Client:
             said = {one.host: one.self_destruct for one in statuses.values()}
             ordered = tuple(statuses[record.name] for record in sorted(records.values(), key=by_number))
             reported.append(PoolStatus(name=name, droplets=ordered, self_destruct=protection(records.values(), said)))
-        self.sink.emit(StatusReported(pools=tuple(reported)))
+        self.sink.emit(StatusReported(pools=tuple(reported), is_again=is_again))
         return reported
 
     async def _droplet_status(self, record: DropletRecord, cloud_status: str) -> DropletStatus:
-        age = (datetime.now(UTC) - record.created_at).total_seconds()
+        now = datetime.now(UTC)
+        age = (now - record.created_at).total_seconds()
         answer = await self.ask(record) if cloud_status == "active" else None
+        idle = float(answer["idle_s"]) if answer else None
+        runs = tuple(_running(one) for one in answer["runs"]) if answer else ()
         return DropletStatus(
             host=record.name,
             droplet_id=record.id,
@@ -254,11 +260,12 @@ class Client:
             usd_so_far=guard.cost(record.usd_per_hour, age),
             age_s=age,
             is_reachable=answer is not None,
-            idle_s=float(answer["idle_s"]) if answer else None,
+            idle_s=idle,
             until=record.until,
             idle_limit_s=record.idle_s,
             self_destruct=_self_destruct(record, answer),
-            runs=tuple(_running(one) for one in answer["runs"]) if answer else (),
+            ends_in_s=ends_in_s(record, now, None if any(run.is_running for run in runs) else idle),
+            runs=runs,
         )
 
     async def warn(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from chisel.events import Notice
 from chisel.state import DropletRecord
@@ -41,6 +41,18 @@ def protection_notice(records: Iterable[DropletRecord]) -> Notice:
         message=f"self-destruct: off while this laptop is off; any chisel command here ends the pool {after}",
         hint="chisel auth --self-destruct-token",
     )
+
+
+def ends_in_s(record: DropletRecord, now: datetime, idle_s: float | None) -> float | None:
+    """Return how long a droplet has, in seconds, if nobody asks anything more of it; None for no limit.
+
+    `idle_s` None says that its idleness is not known, or does not count now.
+    """
+    ends = [(record.until - now).total_seconds()] if record.until is not None else []
+    if record.idle_s and idle_s is not None:
+        kept_s = (record.kept_until - now).total_seconds() if record.kept_until is not None else 0.0
+        ends.append(max(record.idle_s - idle_s, kept_s))
+    return max(0.0, min(ends)) if ends else None
 
 
 def _minutes(seconds: int) -> str:

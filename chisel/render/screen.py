@@ -23,6 +23,10 @@ _PLAIN_PROGRESS_EVERY_S = 5.0
 _PIPED_WIDTH = 200
 
 
+_CLEAR = b"\x1b[H\x1b[J"
+"""Cursor home, then erase to the end (ECMA-48): what was there goes without a flicker."""
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """How text is to look: widths in columns, colour and terminal per stream, prefixes before output lines.
@@ -63,7 +67,7 @@ class Screen:
             events.ProfileRanked: self._ranked,
             events.ProfileSaved: self._saved,
             events.Billed: self._billed,
-            events.StatusReported: lambda event: self._data(tables.pools(event.pools, width=self._look.width)),
+            events.StatusReported: self._status,
             events.SweepReported: lambda event: self._data(tables.sweep(event.items)),
             events.Facts: lambda event: self._data(tables.facts(event.title, event.facts)),
         }
@@ -116,6 +120,12 @@ class Screen:
 
     def _table(self, renderable: RenderableType) -> None:
         self._put(STDERR, tables.to_text(renderable, width=self._look.width, colour=self._look.colour_stderr).encode())
+
+    def _status(self, event: events.StatusReported) -> None:
+        """Show what is up; one that follows another takes its place on a terminal."""
+        if event.is_again and self._look.stdout_is_terminal:
+            self._put(1, _CLEAR)
+        self._data(tables.pools(event.pools, width=self._look.width))
 
     def _notice(self, event: events.Notice) -> None:
         label, style = {"info": ("", ""), "warning": ("warning: ", "33"), "error": ("error: ", "31")}[event.level]

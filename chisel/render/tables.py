@@ -119,9 +119,21 @@ def _pool(pool: PoolStatus, width: int) -> tuple[RenderableType, ...]:
     """Show one pool: what all its droplets share stands in the title, what differs in a column of its own."""
     kinds = {_kind(droplet) for droplet in pool.droplets}
     title = [f"pool {pool.name}", f"self-destruct: {pool.self_destruct}"]
+    ends = [droplet.ends_in_s for droplet in pool.droplets if droplet.ends_in_s is not None]
+    if ends:
+        title.append(f"unused it ends in {words.duration(min(ends))}")
     if len(kinds) == 1:
         title.insert(1, f"{len(pool.droplets)} of {kinds.pop()}")
-    names = ["droplet", *(["id"] if width >= _WIDTH_FOR_IDS else []), "cloud", "answers", "up for", "idle", "cost"]
+    names = [
+        "droplet",
+        *(["id"] if width >= _WIDTH_FOR_IDS else []),
+        "cloud",
+        "answers",
+        "up for",
+        "idle",
+        *(["ends in"] if width >= _WIDTH_FOR_IDS else []),
+        "cost",
+    ]
     names += ["kind"] if kinds else []
     rows = [_droplet_cells(droplet) for droplet in pool.droplets]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
@@ -129,7 +141,7 @@ def _pool(pool: PoolStatus, width: int) -> tuple[RenderableType, ...]:
     for name in names:
         needed = max(len(name), *(cells[name].cell_len for cells in rows))
         left -= needed + _BETWEEN_COLUMNS
-        is_number = name in {"id", "up for", "idle", "cost"}
+        is_number = name in {"id", "up for", "idle", "ends in", "cost"}
         table.add_column(name, justify="right" if is_number else "left", no_wrap=True, min_width=needed)
     table.add_column("runs", no_wrap=True, overflow="ellipsis", max_width=max(left, len("runs")))
     for cells in rows:
@@ -150,6 +162,7 @@ def _droplet_cells(droplet: DropletStatus) -> dict[str, Text]:
         "answers": Text("yes", style="green") if droplet.is_reachable else Text("no", style="red"),
         "up for": Text(words.duration(droplet.age_s)),
         "idle": Text("-" if droplet.idle_s is None else words.duration(droplet.idle_s)),
+        "ends in": Text("-" if droplet.ends_in_s is None else words.duration(droplet.ends_in_s)),
         "cost": Text(words.usd(droplet.usd_so_far)),
         "kind": _safe(_kind(droplet)),
         "runs": _safe("; ".join(run.line.replace("\n", " ") for run in running)),
