@@ -28,6 +28,7 @@ from chisel.ssh.keys import KeyPair, generate_keypair
 from chisel.ssh.program import read_modules
 from chisel.state import DropletRecord, Intent
 
+_GRACE_S = 0.7
 _FIRST_HUNT_S, _SLOWEST_HUNT_S = 5.0, 30.0
 
 
@@ -111,32 +112,55 @@ class Maker:
         return refused[0] if refused else None
 
     async def _create(self, intent: Intent, request: CreateRequest) -> None:
-        """Send one create request, once, and record its droplet; a cancellation waits for the answer first.
+        """Send one create request, once, and record its droplet; a cancellation waits for an answer that comes soon.
 
-        That wait is bounded by the cloud adapter's deadline. Without a clear answer the intent stays until it is known
-        what became of it, here or, when this is cancelled, by the next that settles.
+        Without a clear answer the intent stays until it is known what became of it, here or, when this is cancelled, by
+        the next that settles.
         """
         desk = self._desk
         desk.stage(intent.name, "creating", f"{intent.size} in {intent.region}")
-        doubt: OutcomeUnknown | None = None
-        record: DropletRecord | None = None
-        with anyio.CancelScope(shield=True):
-            try:
-                record = record_of(intent, await desk.cloud.create_droplet(request))
-            except OutcomeUnknown as unknown:
-                doubt = unknown
-            except CloudError:
-                await desk.change(lambda mine: without_intent(mine, intent.attempt))
-                raise
-            else:
-                made = record
-                await desk.change(lambda mine: settled(mine, made))
+        doubt, record = await self._send(intent, request)
         if doubt is not None:
             desk.say(f"{doubt.message}; asking what became of it", host=intent.name)
             record = await self._settle_one(intent)
             if record is None:
                 raise doubt
         desk.stage(intent.name, "booting", "waits for the cloud", record)
+
+    async def _send(self, intent: Intent, request: CreateRequest) -> tuple[OutcomeUnknown | None, DropletRecord | None]:
+        """Return the doubt about a create, or its record; a refusal is raised when the intent is gone.
+
+        Cancelled, it goes on for `_GRACE_S` at most; the request may then still reach the cloud: its intent is on disk.
+        """
+        outcome: list[OutcomeUnknown | DropletRecord | CloudError] = []
+        grace, is_over = anyio.CancelScope(shield=True), anyio.Event()
+
+        async def send() -> None:
+            with grace:
+                try:
+                    record = record_of(intent, await self._desk.cloud.create_droplet(request))
+                except OutcomeUnknown as unknown:
+                    outcome.append(unknown)
+                except CloudError as refused:
+                    await self._desk.change(lambda mine: without_intent(mine, intent.attempt))
+                    outcome.append(refused)
+                else:
+                    await self._desk.change(lambda mine: settled(mine, record))
+                    outcome.append(record)
+            is_over.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            try:
+                await is_over.wait()
+            finally:
+                grace.deadline = anyio.current_time() + _GRACE_S
+        (found,) = outcome
+        if isinstance(found, OutcomeUnknown):
+            return found, None
+        if isinstance(found, CloudError):
+            raise found
+        return None, found
 
     # -- settling
 
