@@ -43,7 +43,7 @@ async def auth(
     """
     from chisel.events import Notice
 
-    async with session.open(cares=False) as client:
+    async with session.open(cares=False, mends=False) as client:
         if token or self_destruct_token:
             client.sink.emit(
                 Notice(level="warning", message="a token on the command line shows in `ps` and in history")

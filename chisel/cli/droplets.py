@@ -54,14 +54,18 @@ async def up(
 @target_options
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--power-off", is_flag=True, help="Cut the power instead: billing goes on in full.")
+@click.option("--pull", "wanted", multiple=True, metavar="PATH", help="Bring this back first; may be repeated.")
 @output_options
 async def down(
-    session: Session, pool: str | None, everywhere: bool, on: str | None, yes: bool, power_off: bool
-) -> None:
+    session: Session, pool: str | None, everywhere: bool, on: str | None, yes: bool, power_off: bool,
+    wanted: tuple[str, ...],
+) -> None:  # fmt: skip
     """Destroy the droplets, confirm that they are gone, show what they cost.
 
     A powered-off droplet bills in full, so `down` destroys. It asks first on a terminal; elsewhere it needs --yes.
     """
+    from chisel.errors import GuardrailError
+
     async with session.open(cares=False) as client:
         target = await choose(client, session, pool=pool, everywhere=everywhere, on=on)
         if power_off:
@@ -72,7 +76,10 @@ async def down(
                 Notice(level="warning", message="powered off, and billing in full all the same", hint="chisel down")
             )
             return
+        if wanted and any(result.error or result.skipped for result in await target.pull(wanted)):
+            raise GuardrailError("not everything could be pulled: nothing was destroyed", hint="chisel pull, then down")
         await _say_what_runs(client, target)
+        await _say_what_is_only_there(client, target)
         await _agree(session, target, client.where.project.name, yes=yes)
         bills = await target.down()
         if any(bill.error for bill in bills):
@@ -86,6 +93,18 @@ async def _say_what_runs(client: Client, target: Pool) -> None:
     for host, runs in (await client.running_on(target)).items():
         for run in runs:
             client.sink.emit(Notice(host=host, level="warning", message=f"still runs there: {run.line}"))
+
+
+async def _say_what_is_only_there(client: Client, target: Pool) -> None:
+    """Name the files that would be lost: made on the droplets, and not pulled as they are now."""
+    from chisel.events import Notice
+
+    for host, copies in sorted((await target.only_there()).items()):
+        for copy in copies:
+            files, newest = int(copy["files"]), ", ".join(copy["newest"][:3])
+            rest = f", and {files - 3} more" if files > 3 else ""
+            message = f"only there, in {copy['root']}: {newest}{rest}"
+            client.sink.emit(Notice(host=host, level="warning", message=message, hint="chisel down --pull PATH"))
 
 
 async def _agree(session: Session, target: Pool, project: str, *, yes: bool) -> None:
@@ -185,7 +204,7 @@ async def recover(session: Session, owner: str | None) -> None:
     """Rebuild a lost state from the droplets' tags."""
     from chisel.events import Notice
 
-    async with session.open(cares=False) as client:
+    async with session.open(cares=False, mends=False) as client:
         found = await client.recover(owner)
         for record in found:
             client.sink.emit(Notice(host=record.name, message=f"recovered: droplet {record.id} of pool {record.pool}"))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from chisel.client import Client, Pool
     from chisel.runner import Control
 
+SETUP_FAILED = "setup: "
 LOST = 255
 _UP = click.option("--up", "bring_up", is_flag=True, help="Bring the pool up first when there is none.")
 _ENV = click.option(
@@ -172,5 +173,7 @@ async def _interruptible(session: Session, client: Client) -> AsyncIterator[Cont
 
 
 def _status_of_errors(session: Session, errors: Sequence[str | None]) -> None:
-    if any(errors):
-        session.status = LOST
+    """Leave with 255 for a droplet that was not reached, with 1 when nothing but a setup script failed."""
+    found = [error for error in errors if error]
+    if found:
+        session.status = 1 if all(error.startswith(SETUP_FAILED) for error in found) else LOST

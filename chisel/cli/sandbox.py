@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,24 @@ async def sandbox() -> None:
 @click.option(
     "--droplets", type=click.Choice(["asyncssh", "openssh"]), default="asyncssh", help="What the droplets are."
 )
+@click.option("--knob", "knobs", multiple=True, metavar="NAME=JSON", help="How it behaves, such as active_after_s=5.")
+@click.option("--fault", "faults", multiple=True, metavar="F", help="What fails, such as create-then-504@2.")
+@click.option("--seed", type=int, default=0, help="Of faults that happen by chance.")
 @output_options
-async def start(session: Session, droplets: str) -> None:
-    """Start it in the background and print what to export: eval "$(chisel sandbox start)"."""
+async def start(session: Session, droplets: str, knobs: tuple[str, ...], faults: tuple[str, ...], seed: int) -> None:
+    """Start it in the background and print what to export: eval "$(chisel sandbox start)".
+
+    Knobs and faults are those of `chisel.sandbox.cloud.Knobs` and `chisel.sandbox.faults`.
+    """
     from chisel.events import Facts
 
     directory = _directory()
     endpoint = await _living(directory)
+    behaviour = [*(f"--knob={knob}" for knob in knobs), *(f"--fault={fault}" for fault in faults)]
+    if endpoint is not None and behaviour:
+        raise click.UsageError("a sandbox runs already: chisel sandbox stop")
     if endpoint is None:
-        endpoint = await _start(directory, droplets, parent=None)
+        endpoint = await _start(directory, droplets, parent=None, behaviour=[*behaviour, f"--seed={seed}"])
     if session.json:
         async with session.output() as sink:
             sink.emit(Facts(title="sandbox", facts=endpoint))
@@ -201,10 +210,13 @@ def _example() -> Path:
     raise ConfigError("the example that the demo builds is not installed", hint="reinstall chisel")
 
 
-async def _start(directory: Path, droplets: str, *, parent: int | None) -> dict[str, Any]:
+async def _start(
+    directory: Path, droplets: str, *, parent: int | None, behaviour: Sequence[str] = ()
+) -> dict[str, Any]:
     """Start the server process and wait for its endpoint file; raises ChiselError with its words when it fails."""
     await to_thread.run_sync(_make_private, directory)
     command = [sys.executable, "-m", "chisel.sandbox", "serve", "--directory", str(directory), "--droplets", droplets]
+    command += behaviour
     if parent is not None:
         command += ["--parent", str(parent), "--remove"]
     child = await to_thread.run_sync(_spawn, command, directory / "log")

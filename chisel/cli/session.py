@@ -58,14 +58,17 @@ class Session:
     # -- output
 
     @asynccontextmanager
-    async def open(self, *, cares: bool = True) -> AsyncIterator[Client]:
+    async def open(self, *, cares: bool = True, mends: bool = True) -> AsyncIterator[Client]:
         """Open the output and a client that reports to it; everything is written when the block ends.
 
-        A command that `cares` warns of droplets that have been up for long, and ends those whose time is over.
+        A command that `cares` warns of droplets that have been up for long, and ends those whose time is over; one that
+        `mends` rebuilds a state that cannot be read.
         """
         import chisel
 
         async with self.output() as sink, chisel.open(sink=sink) as client:
+            if mends:
+                await client.mend_state()
             if cares:
                 await client.warn()
             yield client

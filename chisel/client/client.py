@@ -31,7 +31,7 @@ from chisel.client.pool import Pool, by_number
 from chisel.client.protection import DEFAULT_IDLE, ends_in_s, protection, protection_notice
 from chisel.config import Config, Project, find_project, load_config, save_token
 from chisel.errors import ConfigError, HostUnreachable, UsageError
-from chisel.events import Facts, NullSink, Sink, StatusReported, SweepReported
+from chisel.events import Facts, Notice, NullSink, Sink, StatusReported, SweepReported
 from chisel.model import (
     Bill,
     DropletStatus,
@@ -267,6 +267,18 @@ class Client:
             ends_in_s=ends_in_s(record, now, None if any(run.is_running for run in runs) else idle),
             runs=runs,
         )
+
+    async def mend_state(self) -> None:
+        """Rebuild a state that could not be read, from the droplets' tags; the unreadable file is kept and named."""
+        state = await self.store.read()
+        if state.recovered_from is None:
+            return
+        said = f"the state could not be read and is kept as `{state.recovered_from}`"
+        self.sink.emit(Notice(level="warning", message=f"{said}: it is rebuilt from the droplets' tags"))
+        if self.config.token is None:
+            raise ConfigError("no DigitalOcean token is known to rebuild it with", hint="chisel auth; chisel recover")
+        for record in await self.recover():
+            self.sink.emit(Notice(host=record.name, message=f"recovered: droplet {record.id} of pool {record.pool}"))
 
     async def warn(self) -> None:
         """Warn once of each pool that has been up for long, with its age and cost; nobody is asked."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from chisel.errors import ChiselError, UsageError
-from chisel.events import ProfileRanked, PullEnded, RunEnded, SyncEnded
+from chisel.events import Notice, ProfileRanked, PullEnded, RunEnded, SyncEnded
 from chisel.model import (
     Bill,
     Host,
@@ -20,6 +22,7 @@ from chisel.model import (
     RunResult,
     SyncResult,
 )
+from chisel.node.frames import Kind
 from chisel.runner import Control, Order, describe, new_run_id, run_on_connection, run_pool
 from chisel.state import DropletRecord
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from chisel.ssh.connector import Connection
 
 DEFAULT_PROFILE_DIRECTORY = "chisel-profile"
+_LOOK_TIMEOUT_S = 8.0
 
 
 class Pool:
@@ -78,9 +82,11 @@ class Pool:
     async def sync(self, path: Path | str | None = None) -> list[SyncResult]:
         """Make the working copies equal to the local tree, sending only what changed.
 
-        Scans and hashes once for all droplets. Raises UsageError when `path` is no directory, OSError-free: a tree that
+        Scans and hashes once for all droplets. After the project's own root its `setup` script (chisel.toml) runs where
+        its text has not run yet. Raises UsageError when `path` is no directory, OSError-free: a tree that
         cannot be read is a ChiselError. A droplet's failure is the `error` of its result.
         """
+        from chisel.client.setup import set_up
         from chisel.sync.push import push, remote_root_for
         from chisel.sync.scan import index_file_for, scan_tree
 
@@ -103,6 +109,10 @@ class Pool:
         await self._on_each(one)
         if any(result.error is None for result in results.values()):
             await self._client.remember_sync(root, str(remote))
+        synced = [host for host in self.hosts() if results[host.name].error is None]
+        for name, trouble in (await set_up(self._client, synced, root, remote)).items():
+            results[name] = replace(results[name], error=f"setup: {trouble}")
+            self._client.sink.emit(Notice(host=name, level="error", message=f"setup: {trouble}"))
         return [results[name] for name in self.names]
 
     async def run(
@@ -154,6 +164,28 @@ class Pool:
 
         await self._on_each(one)
         return [results[name] for name in self.names]
+
+    async def only_there(self) -> dict[str, list[dict[str, Any]]]:
+        """Say what each droplet's working copies hold that is nowhere else: made there, and not pulled since.
+
+        By droplet a list of `root`, `files`, `bytes` and the `newest` paths; one that does not answer is left out.
+        """
+        found: dict[str, list[dict[str, Any]]] = {}
+        connector = await self._client.connector()
+
+        async def one(host: Host) -> None:
+            with anyio.move_on_after(_LOOK_TIMEOUT_S), suppress(ChiselError):
+                connection = await connector.connect(host)
+                async with connection.node("results", {}) as channel:
+                    for frame in await channel.receive():
+                        if frame.kind == Kind.REPLY and frame.json()["copies"]:
+                            found[host.name] = frame.json()["copies"]
+
+        async with anyio.create_task_group() as tasks:
+            for record in self._records:
+                if record.is_ready and record.address is not None:
+                    tasks.start_soon(one, self[record.name].hosts()[0])
+        return found
 
     async def profile(
         self,

@@ -11,7 +11,8 @@ MODULES = {
     "aggregate": "aggregate",
     "hostkey": "hostkey",
     "limits": "limits",
+    "results": "results",
 }
 
 # Looking at a droplet is no use of it: these do not push its idleness away.
-PASSIVE = frozenset({"probe", "status", "hostkey"})
+PASSIVE = frozenset({"probe", "status", "hostkey", "results"})

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from . import env, frames, stdio, tree
+from . import env, frames, results, stdio, tree
 from .tree import DIRECTORY, FILE, LINK, Item
 
 MAX_PATTERNS = 1000
@@ -43,6 +43,7 @@ def main(channel: stdio.Channel, request: dict[str, Any]) -> int:
         channel.send(frames.Kind.DATA, bytes(waiting[start : start + tree.CHUNK]))
     channel.send(frames.Kind.DATA_END)
     channel.send_json(frames.Kind.REPLY, {"files": sender.files, "bytes": sender.bytes})
+    results.remember_pulled(sender.sent)
     return 0
 
 
@@ -54,6 +55,7 @@ class Sender:
         self._seen: set[str] = set()
         self.files = 0
         self.bytes = 0
+        self.sent: dict[str, list[int]] = {}
 
     def records(self, patterns: list[str]) -> Iterator[bytes]:
         """Give the stream's records, pattern by pattern."""
@@ -125,5 +127,7 @@ class Sender:
             self.files += 1
             if not tree.same_file_state(before, os.fstat(handle)):
                 yield tree.pack(["skipped", name, "it changed while it was read: pull it again"])
+            else:
+                self.sent[place] = [before.st_size, before.st_mtime_ns]
         finally:
             os.close(handle)
