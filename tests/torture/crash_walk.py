@@ -297,25 +297,32 @@ VERBS: dict[str, Callable[[World], Any]] = {"up": up, "down": down, "sweep": swe
 # -- running
 
 
-def in_child(verb: Callable[[World], Any], world: World, deadly: int | None, report: Path | None = None) -> int:
-    """Run a verb in a forked process; return its exit status, negative for a signal."""
+def start_child(
+    verb: Callable[[World], Any], world: World, deadly: int | None = None, report: Path | None = None
+) -> int:
+    """Start a verb in a forked process that kills itself at point `deadly`; return its id."""
     pid = os.fork()
-    if pid == 0:
-        status = 1
+    if pid:
+        return pid
+    status = 1
+    try:
+        point = Point(deadly)
+        if deadly is not None or report is not None:
+            count_everything(point)
         try:
-            point = Point(deadly)
-            if deadly is not None or report is not None:
-                count_everything(point)
-            try:
-                anyio.run(verb, world)
-                status = 0
-            except* ChiselError as errors:
-                sys.stderr.write(f"{errors.exceptions}\n")
-                status = 3
-            if report is not None:
-                report.write_text(str(point.count))
-        finally:
-            os._exit(status)
+            anyio.run(verb, world)
+            status = 0
+        except* ChiselError as errors:
+            sys.stderr.write(f"{errors.exceptions}\n")
+            status = 3
+        if report is not None:
+            report.write_text(str(point.count))
+    finally:
+        os._exit(status)
+
+
+def end_of(pid: int, what: str) -> int:
+    """Wait for a child; return its exit status, negative for a signal."""
     ends_at = time.monotonic() + CHILD_DEADLINE_S
     while True:
         done, raw = os.waitpid(pid, os.WNOHANG)
@@ -324,8 +331,13 @@ def in_child(verb: Callable[[World], Any], world: World, deadly: int | None, rep
         if time.monotonic() > ends_at:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            raise AssertionError(f"`{verb.__name__}` took more than {CHILD_DEADLINE_S} s")
+            raise AssertionError(f"`{what}` took more than {CHILD_DEADLINE_S} s")
         time.sleep(0.005)  # noqa: TID251 - a child's end sends no event here
+
+
+def in_child(verb: Callable[[World], Any], world: World, deadly: int | None, report: Path | None = None) -> int:
+    """Run a verb in a forked process; return its exit status, negative for a signal."""
+    return end_of(start_child(verb, world, deadly, report), verb.__name__)
 
 
 def prepare(verb: str, world: World) -> None:
