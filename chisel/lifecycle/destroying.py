@@ -55,7 +55,7 @@ class Destroyer:
         """
         desk, tags = self._desk, tuple[str, ...]()
         try:
-            droplet = read or await self._found(record)
+            droplet = read or await self.found(record)
             tags = droplet.tags
             refusal = guard.refusal_to_destroy(
                 droplet, id=record.id, name=record.name, owner=owner, attempt=record.attempt
@@ -88,7 +88,7 @@ class Destroyer:
             names = ", ".join(sorted(set(orphans.values())))
             self._desk.say(f"tags are left of {names}: {error.message}")
 
-    async def _found(self, record: DropletRecord) -> Droplet:
+    async def found(self, record: DropletRecord) -> Droplet:
         """Return a droplet; raises NotFoundError when it is gone: a young one may not be visible yet."""
         pause = FIRST_POLL_S
         while True:

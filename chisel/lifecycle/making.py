@@ -12,8 +12,9 @@ from anyio import to_thread
 
 from chisel import guard
 from chisel.cloud.selfdestruct import MODULES
-from chisel.errors import CapacityError, ChiselError, CloudError, OutcomeUnknown
+from chisel.errors import CapacityError, ChiselError, CloudError, NotFoundError, OutcomeUnknown
 from chisel.lifecycle.desk import FIRST_POLL_S, SLOWEST_POLL_S, Desk
+from chisel.lifecycle.destroying import Destroyer
 from chisel.lifecycle.offer import Wish, no_offer, offers
 from chisel.lifecycle.records import (
     create_request,
@@ -145,7 +146,7 @@ class Maker:
                     await self._desk.change(lambda mine: without_intent(mine, intent.attempt))
                     outcome.append(refused)
                 else:
-                    await self._desk.change(lambda mine: settled(mine, record))
+                    await self._record(record)
                     outcome.append(record)
             is_over.set()
 
@@ -191,7 +192,25 @@ class Maker:
     async def _adopt(self, intent: Intent, found: Sequence[Droplet]) -> DropletRecord:
         desk, record = self._desk, record_of(intent, found[0])
         is_news = intent.attempt in (await desk.mine()).intents
-        await desk.change(lambda mine: settled(mine, record))
+        await self._record(record)
         if is_news:
             desk.say("found: another `chisel up`, or one that was cut short, had created it", host=record.name)
         return record
+
+    async def _record(self, record: DropletRecord) -> None:
+        """Put a droplet on record in the place of its intent; one that finds its place taken is destroyed.
+
+        That happens when others settled the intent, and filled the name anew, before a slow process came to it.
+        """
+        desk = self._desk
+        state = await desk.change(lambda mine: settled(mine, record))
+        holder = desk.part_of(state).pools[record.pool][record.name]
+        if holder.id == record.id:
+            return
+        destroyer = Destroyer(desk)
+        try:
+            await destroyer.found(record)
+            desk.say(f"droplet {record.id} is one too many of that name: it is destroyed", host=record.name)
+            await destroyer.destroy_and_confirm(record.id)
+        except NotFoundError:
+            return

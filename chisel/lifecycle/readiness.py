@@ -89,10 +89,10 @@ class Addresses:
         return self._seen[id]
 
 
-async def probe(connection: Connection, host: Host) -> dict[str, Any]:
-    """Return what the node program finds on a droplet: cloud-init, GPUs, profiler, ROCm."""
+async def probe(connection: Connection, host: Host, *, compiles: bool = False) -> dict[str, Any]:
+    """Return what the node program finds on a droplet: cloud-init, GPUs, profiler, ROCm; a kernel `compiles` or not."""
     nonce = secrets.token_hex(16)
-    async with connection.node("probe", {"nonce": nonce}) as channel:
+    async with connection.node("probe", {"nonce": nonce, "compiles": compiles}) as channel:
         for frame in await channel.receive():
             if frame.kind == Kind.REPLY:
                 facts: dict[str, Any] = frame.json()
@@ -116,7 +116,31 @@ def missing_parts(facts: Mapping[str, Any]) -> list[str]:
         "a profiler (rocprofv3)": profiler.get("rocprofv3") or profiler.get("rocprof"),
         "a HIP compiler (hipcc)": facts.get("hipcc"),
     }
-    return [name for name, found in parts.items() if not found]
+    missing = [name for name, found in parts.items() if not found]
+    return missing + (
+        ["a compiler that compiles a kernel"] if facts.get("compile_error") and facts.get("hipcc") else []
+    )
+
+
+def parts_to_install(facts: Mapping[str, Any]) -> list[str]:
+    """Name what is missing that apt may have, by the node program's words."""
+    profiler = facts.get("profiler") or {}
+    found = {
+        "hipcc": not facts.get("compile_error"),
+        "profiler": profiler.get("rocprofv3") or profiler.get("rocprof"),
+        "zstd": facts.get("zstd"),
+    }
+    return [name for name, is_there in found.items() if not is_there]
+
+
+async def mend(connection: Connection, parts: list[str]) -> dict[str, Any]:
+    """Let apt install parts on the droplet; returns `installed` packages and an `error` or None."""
+    async with connection.node("mend", {"parts": parts}) as channel:
+        for frame in await channel.receive():
+            if frame.kind == Kind.REPLY:
+                answer: dict[str, Any] = frame.json()
+                return answer
+    return {"installed": [], "error": "it did not answer"}
 
 
 def summary(facts: Mapping[str, Any]) -> str:

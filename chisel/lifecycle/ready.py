@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,15 @@ from chisel import guard
 from chisel.errors import ChiselError, CloudError, HostKeyMismatch, HostUnreachable, NotFoundError
 from chisel.lifecycle.desk import Desk
 from chisel.lifecycle.making import HostKeys
-from chisel.lifecycle.readiness import Addresses, computes_nonce, missing_parts, probe, summary
+from chisel.lifecycle.readiness import (
+    Addresses,
+    computes_nonce,
+    mend,
+    missing_parts,
+    parts_to_install,
+    probe,
+    summary,
+)
 from chisel.lifecycle.records import host_of
 from chisel.lifecycle.rotation import rotate
 from chisel.model import Host
@@ -84,12 +92,40 @@ class Readier:
             facts = await self._probe_until_ready(record)
         was_ready = record.is_ready
         record = await rotate(desk, record, self._keys.next.get(record.attempt))
+        if not was_ready:
+            facts = await self._examined(record)
         if not was_ready or record.facts != facts:
             record = await desk.revise(record, is_ready=True, facts=facts)
-        for part in missing_parts(facts):
-            desk.say(f"{part} was not found there", host=record.name, level="warning")
+        self._say_what_is_wrong(record.name, facts)
         desk.stage(record.name, "reused" if was_ready else "ready", summary(facts), record)
         return record
+
+    async def _examined(self, record: DropletRecord) -> dict[str, Any]:
+        """Let the droplet compile a kernel, and apt mend what keeps it from that; returns the facts as they are then.
+
+        Raises HostUnreachable.
+        """
+        connection = await self._desk.connector.connect(host_of(record))
+        facts = await probe(connection, host_of(record), compiles=True)
+        parts = parts_to_install(facts)
+        if not parts or not facts.get("has_apt"):
+            return facts
+        self._desk.stage(record.name, "preparing", f"apt installs what is missing: {', '.join(parts)}")
+        done = await mend(connection, parts)
+        if done.get("error"):
+            self._desk.say(f"apt could not mend it: {done['error']}", host=record.name, level="warning")
+        return await probe(connection, host_of(record), compiles=True)
+
+    def _say_what_is_wrong(self, name: str, facts: Mapping[str, Any]) -> None:
+        desk = self._desk
+        for part in missing_parts(facts):
+            desk.say(f"{part} was not found there", host=name, level="warning")
+        if facts.get("compile_error") and facts.get("hipcc"):
+            desk.say(f"hipcc says: {facts['compile_error']}", host=name, level="warning")
+        for holder in facts.get("gpu_held_by") or []:
+            container = str(holder).rpartition(" in container ")[2] if " in container " in str(holder) else ""
+            hint = f"chisel run --on {name} docker stop {container}" if container else None
+            desk.say(f"the GPU is held by {holder}", host=name, level="warning", hint=hint)
 
     async def _where_it_is_now(self, record: DropletRecord, mismatch: HostKeyMismatch) -> DropletRecord:
         """Find out why another host key answers at a droplet's address; raises the mismatch when nothing explains it.

@@ -208,10 +208,13 @@ def with_changes(mine: CloudState, record: DropletRecord, changes: Mapping[str, 
 
 
 def settled(mine: CloudState, record: DropletRecord) -> CloudState:
-    """Replace an intent by its droplet's record; a record that is there already, perhaps ready, stays."""
+    """Replace an intent by its droplet's record; a record that is there already, perhaps ready, stays.
+
+    So does another droplet's under the same name: whoever settled this one first may have destroyed it since.
+    """
     mine = without_intent(mine, record.attempt)
     known = mine.pools.get(record.pool, {}).get(record.name)
-    return mine if known is not None and known.id == record.id else with_record(mine, record)
+    return mine if known is not None else with_record(mine, record)
 
 
 def without_record(mine: CloudState, record: DropletRecord) -> CloudState:

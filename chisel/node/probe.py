@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from . import env, frames
+from . import doctor, env, frames
 from .stdio import Channel
 
 _TIMEOUT_S = 20.0
@@ -26,6 +26,8 @@ def main(channel: Channel, request: dict[str, Any]) -> int:
     nonce = str(request.get("nonce", ""))
     environment = env.command_environment({})
     facts = {"nonce_sha256": hashlib.sha256(nonce.encode()).hexdigest(), **find_facts(environment)}
+    if request.get("compiles"):
+        facts["compile_error"] = doctor.compiles(environment)
     channel.send_json(frames.Kind.REPLY, facts)
     return 0
 
@@ -36,6 +38,7 @@ def find_facts(environment: Mapping[str, str]) -> dict[str, Any]:
     return {
         "cloud_init": cloud_init_state(),
         "gpu": gpu_names(environment),
+        "gpu_held_by": doctor.gpu_holders(),
         "rocm": _first_line(env.system_path("/opt/rocm/.info/version")),
         "profiler": {
             **{name: shutil.which(name, path=path) for name in ("rocprofv3", "rocprof", "rocpd")},
@@ -43,6 +46,7 @@ def find_facts(environment: Mapping[str, str]) -> dict[str, Any]:
         },
         "hipcc": shutil.which("hipcc", path=path),
         "zstd": shutil.which("zstd", path=path),
+        "has_apt": not env.is_played() and shutil.which("apt-get") is not None,
         "python": platform.python_version(),
         "boot_id": _first_line("/proc/sys/kernel/random/boot_id"),
     }

@@ -12,7 +12,8 @@ MODULES = {
     "hostkey": "hostkey",
     "limits": "limits",
     "results": "results",
+    "mend": "doctor",
 }
 
 # Looking at a droplet is no use of it: these do not push its idleness away.
-PASSIVE = frozenset({"probe", "status", "hostkey", "results"})
+PASSIVE = frozenset({"probe", "status", "hostkey", "results", "mend"})

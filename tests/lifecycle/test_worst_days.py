@@ -19,6 +19,7 @@ from chisel.events import DropletStage, Notice
 from chisel.lifecycle import rotation
 from chisel.lifecycle.offer import offers
 from chisel.lifecycle.records import host_of
+from chisel.model import CreateRequest
 from chisel.sandbox.cloud import Knobs
 from chisel.sandbox.faults import read_fault
 from chisel.ssh.connector import open_connector
@@ -333,3 +334,21 @@ async def test_up_and_down_end_right_whatever_fails(strict: World, fault: str, s
 @pytest.fixture
 def schedule(strict: World) -> Callable[[str], None]:
     return lambda text: strict.schedule.add(read_fault(text))
+
+
+async def test_a_slow_process_does_not_put_its_droplet_over_anothers_record(world: World) -> None:
+    """Others settled its intent and filled the name anew before it came to record its answer."""
+    (old,) = await world.chisel().up(wish(1))
+    await world.chisel().down([old])
+    (new,) = await world.chisel().up(wish(1))
+    assert new.name == old.name
+    await world.chisel(settle_after_s=0)._maker._record(old)
+    assert [one.id for pool in (await world.state()).pools.values() for one in pool.values()] == [new.id]
+    extra = await world.cloud.create(_like(world, new))
+    await world.chisel(settle_after_s=0)._maker._record(replace(old, id=extra.id))
+    assert list(world.played.droplets) == [new.id], "one too many is not forgotten"
+
+
+def _like(world: World, record: DropletRecord) -> CreateRequest:
+    played = world.played.droplets[record.id]
+    return CreateRequest(record.name, record.region, record.size, record.image, (), tuple(played.tags), "")
