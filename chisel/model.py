@@ -103,6 +103,16 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An image made from a droplet's disk, from `GET /v2/images`; it bills by its size until it is deleted."""
+
+    id: int
+    name: str
+    size_gib: Decimal
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Abilities:
     """What a token may do with droplets and around them, as far as requests that cannot succeed can tell.
 

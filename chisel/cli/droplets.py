@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @click.option("-n", "--count", type=click.IntRange(1, 500), default=1, show_default=True, help="How many droplets.")
 @click.option("--size", metavar="SLUG", help="Droplet size (default: one MI300X).")
 @click.option("--region", metavar="SLUG", help="Region (default: the first that offers the size).")
-@click.option("--image", metavar="SLUG", help="Image (default: AMD's GPU image).")
+@click.option("--image", metavar="SLUG", help="Image, by slug or id (default: AMD's GPU image).")
+@click.option("--snapshot", metavar="NAME", help="Begin with the snapshot that `chisel down --snapshot NAME` made.")
 @click.option(
     "--idle", type=Duration(), default="15m", show_default=True, help="Idle time that ends them; 0: none does."
 )
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 @output_options
 async def up(
     session: Session, pool: str | None, count: int, size: str | None, region: str | None, image: str | None,
-    idle: timedelta, ttl: timedelta | None, end_running: bool, max_usd: Decimal | None, takes_any: bool,
-    wait: timedelta,
+    snapshot: str | None, idle: timedelta, ttl: timedelta | None, end_running: bool, max_usd: Decimal | None,
+    takes_any: bool, wait: timedelta,
 ) -> None:  # fmt: skip
     """Bring droplets up: reuse what exists, create what is missing, return when every one truly answers.
 
@@ -45,8 +46,8 @@ async def up(
     """
     async with session.open(cares=False) as client:
         await client.up(
-            pool, count=count, size=size, region=region, image=image, idle=idle, ttl=ttl, max_usd=max_usd,
-            ends_busy=end_running, takes_any=takes_any, wait=wait,
+            pool, count=count, size=size, region=region, image=image, snapshot=snapshot, idle=idle, ttl=ttl,
+            max_usd=max_usd, ends_busy=end_running, takes_any=takes_any, wait=wait,
         )  # fmt: skip
 
 
@@ -55,10 +56,11 @@ async def up(
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--power-off", is_flag=True, help="Cut the power instead: billing goes on in full.")
 @click.option("--pull", "wanted", multiple=True, metavar="PATH", help="Bring this back first; may be repeated.")
+@click.option("--snapshot", metavar="NAME", help="Make a snapshot of the droplet first; it bills by the month.")
 @output_options
 async def down(
     session: Session, pool: str | None, everywhere: bool, on: str | None, yes: bool, power_off: bool,
-    wanted: tuple[str, ...],
+    wanted: tuple[str, ...], snapshot: str | None,
 ) -> None:  # fmt: skip
     """Destroy the droplets, confirm that they are gone, show what they cost.
 
@@ -81,6 +83,12 @@ async def down(
         await _say_what_runs(client, target)
         await _say_what_is_only_there(client, target)
         await _agree(session, target, client.where.project.name, yes=yes)
+        if snapshot is not None:
+            from chisel.events import Notice
+
+            made, usd = await target.snapshot(snapshot)
+            said = f"snapshot `{made.name}` ({made.size_gib} GiB) costs about ${usd} a month until it is deleted"
+            client.sink.emit(Notice(message=said, hint=f"chisel up --snapshot {made.name}"))
         bills = await target.down()
         if any(bill.error for bill in bills):
             session.status = 4

@@ -151,6 +151,7 @@ class Client:
         size: str | None = None,
         region: str | None = None,
         image: str | None = None,
+        snapshot: str | None = None,
         idle: timedelta = DEFAULT_IDLE,
         ttl: timedelta | None = None,
         max_usd: Decimal | None = None,
@@ -163,15 +164,18 @@ class Client:
         Never destroys. Billing starts with each creation. New droplets are destroyed after `idle` without a request
         (zero: never), and `ttl` and `max_usd` (dollars for the whole pool) limit their time; a command that still runs
         then is ended only with `ends_busy`. With a self-destruct token they do that themselves, else whichever chisel
-        on this machine notices. `takes_any` allows other sizes of the same architecture, `wait` is how long to hunt for
-        room. Raises CloudError (CapacityError when there is no room), ConfigError, UsageError; cancelled, it leaves
-        every created droplet recorded, where `down` finds it.
+        on this machine notices. `snapshot` is the name of one to begin with, `takes_any` allows other sizes of the same
+        architecture, `wait` is how long to hunt for room. Raises CloudError (CapacityError when there is no room),
+        ConfigError, UsageError; cancelled, it leaves every created droplet recorded, where `down` finds it.
         """
         from chisel.lifecycle import Wish
 
         if count < 1:
             raise UsageError(f"a pool of `{count}` droplets makes no sense")
         name, settings = self.pool_name(pool), self.where.project.settings
+        lifecycle = await self.lifecycle()
+        if snapshot is not None:
+            image = str((await lifecycle.find_snapshot(snapshot)).id)
         chosen = size or settings.size
         wish = Wish(
             pool=name,
@@ -188,7 +192,7 @@ class Client:
             takes_any=takes_any,
             wait_s=wait.total_seconds(),
         )
-        records = await (await self.lifecycle()).up(wish)
+        records = await lifecycle.up(wish)
         self.sink.emit(protection_notice(records))
         return Pool(self, name, tuple(sorted(records, key=by_number)))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from chisel.model import (
     ProfileResult,
     PullResult,
     RunResult,
+    Snapshot,
     SyncResult,
 )
 from chisel.node.frames import Kind
@@ -259,6 +261,15 @@ class Pool:
         lifecycle = await self._client.lifecycle()
         await lifecycle.settle()
         return await lifecycle.down(self._records)
+
+    async def snapshot(self, name: str) -> tuple[Snapshot, Decimal]:
+        """Make a snapshot of the pool's one droplet; returns it with its price a month, in dollars.
+
+        The droplet goes on running, and no longer destroys itself. Raises UsageError for several droplets, CloudError.
+        """
+        if len(self) != 1:
+            raise UsageError("a snapshot is of one droplet", hint=f"--on {self.names[0]}")
+        return await (await self._client.lifecycle()).take_snapshot(self._records[0], name)
 
     async def power_off(self) -> None:
         """Cut the power of the pool's droplets: they go on billing in full. `Client.up` starts them again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from chisel.model import Abilities, Account, CreateRequest, Droplet, DropletId, Size, SshKey
+from chisel.model import Abilities, Account, CreateRequest, Droplet, DropletId, Size, Snapshot, SshKey
 
 
 class Cloud(Protocol):
@@ -52,6 +52,15 @@ class Cloud(Protocol):
 
     async def power_on(self, id: DropletId) -> None:
         """Start a droplet that is off, sent once (OutcomeUnknown without a clear answer)."""
+
+    async def snapshots(self) -> list[Snapshot]:
+        """Return the account's own images that were made from droplets, the newest last."""
+
+    async def take_snapshot(self, id: DropletId, name: str) -> int:
+        """Ask once for a snapshot of a droplet and return the action's id; OutcomeUnknown without a clear answer."""
+
+    async def action_status(self, id: int) -> str:
+        """Return how far an action is: `in-progress`, `completed` or `errored`."""
 
     async def tag_droplet(self, tag: str, id: DropletId) -> None:
         """Put a tag, made where there is none, on a droplet; raises NotFoundError for a droplet that is gone."""

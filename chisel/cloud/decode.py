@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from chisel.errors import CloudError, ConfigError
-from chisel.model import Account, Droplet, DropletId, Size, SshKey
+from chisel.model import Account, Droplet, DropletId, Size, Snapshot, SshKey
 
 T = TypeVar("T")
 
@@ -54,6 +54,26 @@ def _vram(gpu: Mapping[str, Any], path: str) -> int:
     vram = _optional(gpu, "vram", dict, path) or {}
     amount = _optional(vram, "amount", int, f"{path}.vram") or 0
     return amount if (_optional(vram, "unit", str, f"{path}.vram") or "gib").lower() == "gib" else 0
+
+
+def snapshot(entry: Any, path: str) -> Snapshot | None:
+    """Decode one entry of `GET /v2/images` that is a droplet's snapshot; None for another kind of image."""
+    if _field(entry, "type", str, path) != "snapshot":
+        return None
+    size = entry.get("size_gigabytes")
+    return Snapshot(
+        id=_field(entry, "id", int, path),
+        name=_field(entry, "name", str, path),
+        size_gib=Decimal(str(size)) if isinstance(size, int | float) else Decimal(0),
+        created_at=_instant(entry, "created_at", path),
+    )
+
+
+def action(body: Any) -> tuple[int, str]:
+    """Decode an action's answer: its id and its status."""
+    entry = _field(body, "action", dict)
+    status = _one_of(_field(entry, "status", str, "action"), ("in-progress", "completed", "errored"), "action.status")
+    return _field(entry, "id", int, "action"), status
 
 
 def droplet(entry: Any, path: str = "droplet") -> Droplet:

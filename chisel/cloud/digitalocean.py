@@ -26,7 +26,7 @@ from chisel.cloud.refusals import is_clear, refusal, retry_after_s
 from chisel.config import DEFAULT_API_URL, check_api_url
 from chisel.errors import ChiselError, CloudError, NotFoundError, OutcomeUnknown
 from chisel.events import NullSink, Retry, Sink
-from chisel.model import Abilities, Account, CreateRequest, Droplet, DropletId, Secret, Size, SshKey
+from chisel.model import Abilities, Account, CreateRequest, Droplet, DropletId, Secret, Size, Snapshot, SshKey
 
 T = TypeVar("T")
 
@@ -244,6 +244,23 @@ class DigitalOcean:
         """Start a droplet that is off, sent once (OutcomeUnknown without a clear answer)."""
         send = partial(self._client.droplet_actions.post, int(id), body={"type": "power_on"})
         await self._once(_Order(f"powering on droplet `{id}`", send, self._ends_at()))
+
+    async def snapshots(self) -> list[Snapshot]:
+        """Return the account's own images that were made from droplets, the newest last."""
+        order = _Order("listing images", partial(self._client.images.list, private=True), self._ends_at())
+        found = [one for one in await self._pages(order, "images", decode.snapshot) if one is not None]
+        return sorted(found, key=lambda one: one.created_at)
+
+    async def take_snapshot(self, id: DropletId, name: str) -> int:
+        """Ask once for a snapshot of a droplet and return the action's id; OutcomeUnknown without a clear answer."""
+        send = partial(self._client.droplet_actions.post, int(id), body={"type": "snapshot", "name": name})
+        answer = await self._once(_Order(f"taking a snapshot of droplet `{id}`", send, self._ends_at()))
+        return decode.action(answer.body)[0]
+
+    async def action_status(self, id: int) -> str:
+        """Return how far an action is: `in-progress`, `completed` or `errored`."""
+        order = _Order(f"reading action `{id}`", partial(self._client.actions.get, id), self._ends_at())
+        return decode.action((await self._retried(order)).body)[1]
 
     async def tag_droplet(self, tag: str, id: DropletId) -> None:
         """Put a tag, made where there is none, on a droplet; raises NotFoundError for a droplet that is gone.

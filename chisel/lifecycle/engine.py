@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import anyio
 
@@ -23,7 +24,8 @@ from chisel.lifecycle.making import Maker
 from chisel.lifecycle.offer import Wish
 from chisel.lifecycle.ready import Readier
 from chisel.lifecycle.records import host_of, map_cloud, record_from_tags, with_record
-from chisel.model import Bill, SweepItem
+from chisel.lifecycle.snapshots import find_snapshot, take_snapshot, usd_per_month
+from chisel.model import Bill, Snapshot, SweepItem
 from chisel.node.frames import Kind
 from chisel.ssh.refusal import remote_error
 from chisel.state import DropletRecord, State, StateStore
@@ -134,6 +136,17 @@ class Lifecycle:
     async def destroy_swept(self, items: Sequence[SweepItem]) -> list[Bill]:
         """Destroy what a sweep selected, each re-read first: its tags and name must still be what was judged."""
         return await self._destroyer.destroy_swept(items)
+
+    # -- snapshots
+
+    async def find_snapshot(self, name: str) -> Snapshot:
+        """Return the newest snapshot of that name; raises ConfigError naming those that are there."""
+        return await find_snapshot(self._desk, name)
+
+    async def take_snapshot(self, record: DropletRecord, name: str) -> tuple[Snapshot, Decimal]:
+        """Make a snapshot of a droplet's disk; returns it with what it costs a month, in dollars."""
+        snapshot = await take_snapshot(self._desk, record, name)
+        return snapshot, usd_per_month(snapshot)
 
     # -- limits and losses
 

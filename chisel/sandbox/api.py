@@ -9,7 +9,8 @@ from typing import Any
 
 from chisel.sandbox.catalog import IMAGES, REGIONS, SIZES, Json, find_image, find_region
 from chisel.sandbox.clock import as_text
-from chisel.sandbox.cloud import Action, Cloud, Droplet, Key, Refused, not_found, unprocessable
+from chisel.sandbox.cloud import Action, Cloud, Droplet, Key
+from chisel.sandbox.refused import Refused, not_found, unprocessable
 
 MAX_PER_PAGE = 200
 DEFAULT_PER_PAGE = 20
@@ -156,11 +157,11 @@ def _regions(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer
 
 
 def _images(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
-    return _page(cloud, request, "images", [] if request.query.get("private") == "true" else IMAGES)
+    return _page(cloud, request, "images", cloud.images if request.query.get("private") == "true" else IMAGES)
 
 
 def _image(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
-    found = find_image(words["image"])
+    found = find_image(words["image"], cloud.images)
     if found is None:
         raise not_found()
     return Answer(200, {"image": found})
@@ -211,8 +212,12 @@ def _destroy_tagged(cloud: Cloud, request: Request, words: Mapping[str, str]) ->
 
 
 def _act(cloud: Cloud, request: Request, words: Mapping[str, str]) -> Answer:
-    kind = request.fields().get("type")
-    action = cloud.power(_id(words["id"]), kind if isinstance(kind, str) else "")
+    fields, id = request.fields(), _id(words["id"])
+    kind = fields.get("type")
+    if kind == "snapshot":
+        action = cloud.take_snapshot(id, fields.get("name"))
+    else:
+        action = cloud.power(id, kind if isinstance(kind, str) else "")
     return Answer(201, {"action": _action_json(cloud, action)})
 
 

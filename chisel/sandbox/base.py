@@ -28,6 +28,7 @@ class DropletSpec:
     remove. `authorized_keys` are public keys in OpenSSH's form. Without `host_private_key` (OpenSSH PEM) the droplet
     makes a host key of its own, as an image does. `port` 0 is any free one. For the first `banner_s` seconds every
     command is answered with a banner and status 0 and does nothing; then connections drop, as when sshd restarts.
+    `copy_of` is the disk that it begins with.
     """
 
     id: int
@@ -38,6 +39,7 @@ class DropletSpec:
     write_files: tuple[WriteFile, ...] = ()
     port: int = 0
     banner_s: float = 0.0
+    copy_of: Path | None = None
 
 
 class DropletServer(Protocol):

@@ -6,6 +6,7 @@ showed them in autumn 2026; they are here to be discovered by a client, which mu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 Json = dict[str, Any]
@@ -109,9 +110,18 @@ def find_region(slug: object) -> Json | None:
     return next((region for region in REGIONS if region["slug"] == slug), None)
 
 
-def find_image(name: object) -> Json | None:
-    """Return the image with this slug or id."""
-    return next((image for image in IMAGES if name in (image["slug"], image["id"], str(image["id"]))), None)
+def snapshot_image(id: int, name: str, region: str, created_at: str) -> Json:
+    """Return the image that a droplet's snapshot is."""
+    made = _image(id, "", name, "Ubuntu")
+    regions = [slug for slug in made["regions"] if slug == region]
+    own = {"type": "snapshot", "slug": None, "public": False, "regions": regions, "created_at": created_at}
+    return {**made, **own, "min_disk_size": 720, "size_gigabytes": 31.4, "description": ""}
+
+
+def find_image(name: object, private: Sequence[Json] = ()) -> Json | None:
+    """Return the image with this slug or id, published or of the account."""
+    known = (*IMAGES, *private) if name is not None else ()
+    return next((image for image in known if name in (image["slug"], image["id"], str(image["id"]))), None)
 
 
 def is_gpu(size: Json) -> bool:

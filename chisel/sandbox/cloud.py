@@ -6,9 +6,6 @@ module only asks for it and never waits.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -18,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from chisel.sandbox.base import DropletSpec
-from chisel.sandbox.catalog import Json, find_image, find_region, find_size, is_gpu
-from chisel.sandbox.clock import Clock
+from chisel.sandbox.catalog import Json, find_image, find_region, find_size, is_gpu, snapshot_image
+from chisel.sandbox.clock import Clock, as_text
+from chisel.sandbox.refused import Refused, md5_fingerprint, not_found, unprocessable
 from chisel.sandbox.userdata import MAX_BYTES, read_user_data
 
 MAX_NAMES = 10
@@ -93,25 +91,6 @@ def _knob_value(name: str, kind: str, value: object) -> object:
     raise ValueError(f"`{name}` takes {kind}, not {value!r}")
 
 
-class Refused(Exception):
-    """A request that the API answers with an error: `status` is HTTP's, `id` the API's word for it."""
-
-    def __init__(self, status: int, id: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.id = id
-
-
-def unprocessable(message: str) -> Refused:
-    """Return a 422."""
-    return Refused(422, "unprocessable_entity", message)
-
-
-def not_found() -> Refused:
-    """Return a 404."""
-    return Refused(404, "not_found", "The resource you requested could not be found.")
-
-
 @dataclass(slots=True)
 class Droplet:
     """One droplet's life; times are the cloud's own, in seconds since the epoch."""
@@ -160,11 +139,15 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """Whoever starts and stops droplets: both return at once; `started` is told the port, or None for a failure."""
+    """Whoever starts and stops droplets: both return at once; `started` is told the port, or None for a failure.
+
+    `copy` makes the disk of an image of a droplet's.
+    """
 
     start: Callable[[DropletSpec, Callable[[int | None], None]], None]
     stop: Callable[[int], None]
     root_of: Callable[[int], Path]
+    copy: Callable[[int, int], None] = lambda droplet, image: None
 
 
 @dataclass(slots=True)
@@ -183,6 +166,7 @@ class Cloud:
     creates: int = 0
     reclaimed: list[int] = field(default_factory=list)
     failed: list[Droplet] = field(default_factory=list)
+    images: list[Json] = field(default_factory=list)
     _last_id: int = _FIRST_ID
 
     # -- droplets
@@ -212,6 +196,7 @@ class Cloud:
             root=self.machines.root_of(droplet.id),
             authorized_keys=droplet.keys,
             host_private_key=told.host_private_key,
+            copy_of=self.machines.root_of(droplet.image["id"]) if droplet.image["type"] == "snapshot" else None,
             write_files=told.write_files,
             port=self._free_port() if self.knobs.reuses_addresses else 0,
             banner_s=self.knobs.banner_s,
@@ -242,7 +227,7 @@ class Cloud:
         return droplet
 
     def _check_create(self, body: Json, names: Sequence[str]) -> tuple[Json, Json, Json]:
-        size, image = find_size(body.get("size")), find_image(body.get("image"))
+        size, image = find_size(body.get("size")), find_image(body.get("image"), self.images)
         if size is None:
             raise unprocessable("You specified an invalid size for Droplet creation.")
         if image is None:
@@ -359,6 +344,17 @@ class Cloud:
             raise not_found()
         for droplet in self.list(tag=tag):
             self.destroy(droplet.id)
+
+    def take_snapshot(self, id: int, name: object) -> Action:
+        """Make an image of a droplet's disk; it bills by the month, which the bill here leaves out."""
+        if not isinstance(name, str) or not name:
+            raise unprocessable("Name can't be blank")
+        with self.lock:
+            droplet = self.get(id)
+            image = snapshot_image(self._next_id(), name, droplet.region, as_text(self.clock.now()))
+            self.machines.copy(id, image["id"])
+            self.images.append(image)
+            return self._act("snapshot", droplet)
 
     def power(self, id: int, kind: str) -> Action:
         """Switch a droplet off or on; off, it bills in full all the same."""
@@ -478,15 +474,3 @@ def _names(body: Json) -> list[str]:
         if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 255:
             raise unprocessable("Name Only valid hostname characters are allowed. (a-z, A-Z, 0-9, . and -)")
     return names
-
-
-def md5_fingerprint(public_key: str) -> str:
-    """Return DigitalOcean's fingerprint of a public key; raises Refused for a text that is none."""
-    try:
-        algorithm, blob = public_key.split()[:2]
-        data = base64.b64decode(blob, validate=True)
-    except (ValueError, binascii.Error):
-        raise unprocessable("Key invalid, key should be of the format `ssh-rsa AAAA... user@host`") from None
-    if algorithm.encode() not in data[: 4 + len(algorithm)]:
-        raise unprocessable("Key invalid, key should be of the format `ssh-rsa AAAA... user@host`")
-    return hashlib.md5(data, usedforsecurity=False).digest().hex(":")

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 
 from chisel.sandbox.api import Answer
 from chisel.sandbox.catalog import Json
-from chisel.sandbox.cloud import Cloud, Refused, not_found
+from chisel.sandbox.cloud import Cloud
 from chisel.sandbox.faults import Schedule, read_fault
+from chisel.sandbox.refused import Refused, not_found
 
 
 class Governed(Protocol):

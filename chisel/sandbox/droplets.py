@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path, PurePosixPath
 
@@ -37,6 +38,10 @@ async def start_droplet(spec: DropletSpec, kind: Kind) -> DropletServer:
 def furnish(spec: DropletSpec) -> None:
     """Make the directory a droplet: home, keys, stand-ins, and the files that its user data asks for."""
     home = home_of(spec)
+    if spec.copy_of is not None:
+        shutil.copytree(spec.copy_of, spec.root, symlinks=True, dirs_exist_ok=True)
+        for key in (spec.root / "etc/ssh").glob("ssh_host_*"):  # cloud-init deletes them on a new instance
+            key.unlink()
     for directory in (home / ".ssh", *(spec.root / name for name in ("etc/ssh", "tmp", "scratch", "usr/local/bin"))):
         directory.mkdir(parents=True, exist_ok=True)
     home.chmod(0o700)

@@ -17,10 +17,11 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from chisel.sandbox.api import Answer, Request, answer
-from chisel.sandbox.cloud import Cloud, Refused
+from chisel.sandbox.cloud import Cloud
 from chisel.sandbox.control import control, metadata
 from chisel.sandbox.faults import Fault, Schedule
 from chisel.sandbox.limits import Rates
+from chisel.sandbox.refused import Refused
 
 MAX_BODY_BYTES = 1 << 20
 _HOUR_S = 3600

@@ -59,11 +59,18 @@ class Park:
 
     def machines(self) -> Machines:
         """Return what the cloud calls, from any thread."""
-        return Machines(start=self._start, stop=self._stop, root_of=self.root_of)
+        return Machines(start=self._start, stop=self._stop, root_of=self.root_of, copy=self._copy)
 
     def root_of(self, id: int) -> Path:
         """Return the directory that is a droplet."""
         return self._directory / str(id)
+
+    def _copy(self, droplet: int, image: int) -> None:
+        """Copy a droplet's disk as it is: what runs there meanwhile may be caught in the middle, as on a real one."""
+        shutil.copytree(
+            self.root_of(droplet), self.root_of(image), symlinks=True, ignore=shutil.ignore_patterns("tmp", "run"),
+            ignore_dangling_symlinks=True,
+        )  # fmt: skip
 
     def _start(self, spec: DropletSpec, told: Callable[[int | None], None]) -> None:
         self._loop.call_soon_threadsafe(self._start_here, spec, told)

@@ -102,3 +102,23 @@ def test_sandbox_start_takes_knobs_and_faults(user: User) -> None:
     assert wrong.status != 0
     assert "nonsense" in wrong.err
     assert json.dumps(wrong.err)
+
+
+def test_a_prepared_droplet_is_baked_and_used_again(user: User, cloud: Sandbox) -> None:
+    token = cloud.make_token("droplet:delete")
+    user.cloud = {**user.cloud, "CHISEL_SELF_DESTRUCT_TOKEN": token}
+    user.does("up", "--idle", "1h")
+    user.does("run", "echo prepared > ~/kept")
+    said = user.does("down", "--snapshot", "warm", "--yes").err
+    assert "snapshot `warm` (31.4 GiB) costs about $1.88 a month" in said
+    assert cloud.alive == []
+    user.does("up", "--snapshot", "warm", "--idle", "0")
+    found = user.does("run", 'ls "$CHISEL_DROPLET_ROOT"/etc/chisel; cat ~/kept')
+    assert found.out == b"prepared\n", "neither token nor key of another droplet is in the image"
+    whole = user.does("run", f'grep -rlF {token} "$CHISEL_DROPLET_ROOT" --exclude=run.json; true')
+    assert whole.out == b""
+    wrong = user.chisel("up", "--pool", "other", "--snapshot", "nosuch")
+    assert (wrong.status, "there is no snapshot `nosuch`; there are: warm" in wrong.err) == (3, True)
+    user.does("up", "-n", "2", "--snapshot", "warm", "--idle", "0")
+    assert user.chisel("down", "--all", "--snapshot", "x", "--yes").status == 2
+    assert len(cloud.alive) == 2
