@@ -121,9 +121,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Serve a DELETE."""
         self._serve()
 
-    def do_PUT(self) -> None:
-        """Serve a PUT: nothing of it is played."""
-        self._serve()
+    def __getattr__(self, name: str) -> Any:
+        """Serve every other method, known or not: nothing of it is played, which is a 405."""
+        if name.startswith("do_"):
+            return self._serve
+        raise AttributeError(name)
 
     def _serve(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -229,4 +231,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _error(status: int, id: str, message: str) -> Answer:
-    return Answer(status, {"id": id, "message": message, "request_id": secrets.token_hex(16)})
+    # The description of tags wants another form for a 400 (`error`, `root_causes`); both together fit everywhere.
+    other = {"error": message, "messages": [message], "root_causes": []} if status == 400 else {}
+    return Answer(status, {"id": id, "message": message, "request_id": secrets.token_hex(16), **other})

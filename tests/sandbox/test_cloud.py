@@ -319,7 +319,7 @@ PLACES = st.just(("POST", "/v2/droplets")) | st.sampled_from(
 def test_nothing_a_client_sends_breaks_the_server(call: Caller, place: tuple[str, str], body: Any) -> None:
     status, answer = call(*place, body=body)
     assert status in {200, 201, 202, 204, 400, 401, 404, 405, 422}
-    assert status < 400 or set(answer) == {"id", "message", "request_id"}
+    assert status < 400 or set(answer) >= {"id", "message", "request_id"}
 
 
 # -- the process
