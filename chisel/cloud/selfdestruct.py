@@ -61,7 +61,8 @@ seen="$root/run/chisel"
 mkdir -p "$seen"
 now=$(cksum <"$root/var/lib/chisel/memory.json" 2>/dev/null)
 for lock in "$root"/root/.chisel/runs/*/lock; do
-  if grep -q ":$(stat -c %i "$lock" 2>/dev/null) " /proc/locks; then now="busy $(date +%s)"; fi
+  inode=$(stat -c %i "$lock" 2>/dev/null)
+  if [ -n "$inode" ] && grep -q ":$inode " /proc/locks; then now="busy $(date +%s)"; fi
 done
 for busy in "$root"/sys/class/drm/card*/device/gpu_busy_percent; do
   if [ "$(cat "$busy" 2>/dev/null || echo 0)" -gt 0 ]; then now="busy $(date +%s)"; fi
@@ -139,9 +140,13 @@ def files(wanted: SelfDestruct) -> list[dict[str, str]]:
 
 
 def boot_commands() -> list[Any]:
-    """Return `bootcmd`: it comes before the files are written, so it asks systemd to arm when they will be."""
-    arm = f"systemd-run --no-block --unit=chisel-arm --on-active={_ARM_AFTER_S} {DIRECTORY}/arm"
-    return [["sh", "-c", f"{arm} || true"]]
+    """Return `bootcmd`: it comes before the files are written, so something waits until they are and arms then.
+
+    Not a transient timer: `systemd-run --on-active` waits for its job even with `--no-block`, that job for the basic
+    system, and that for cloud-init (systemd 252: the boot hangs). cloud-init's service kills only its main process.
+    """
+    later = f"setsid -f sh -c 'sleep {_ARM_AFTER_S}; exec sh {DIRECTORY}/arm'"
+    return [["sh", "-c", f"{later} </dev/null >/dev/null 2>&1 || true"]]
 
 
 def run_commands() -> list[Any]:

@@ -118,6 +118,8 @@ class Readier:
 
     def _say_what_is_wrong(self, name: str, facts: Mapping[str, Any]) -> None:
         desk = self._desk
+        if facts.get("cloud_init") == "error":
+            desk.say("cloud-init ended with errors there", host=name, level="warning", hint="cloud-init status --long")
         for part in missing_parts(facts):
             desk.say(f"{part} was not found there", host=name, level="warning")
         if facts.get("compile_error") and facts.get("hipcc"):
@@ -175,7 +177,7 @@ class Readier:
             self._desk.stage(host.name, "preparing", "answers, but does not run commands yet")
             return None
         facts = await probe(connection, host)
-        if facts.get("cloud_init") in {"done", "absent"}:
+        if facts.get("cloud_init") in {"done", "absent", "error"}:
             return facts
         self._desk.stage(host.name, "preparing", f"cloud-init: {facts.get('cloud_init')}")
         return None

@@ -309,6 +309,24 @@ def test_what_holds_the_token_is_for_root_alone(droplet: Droplet) -> None:
 
 
 @pytest.mark.real_part("curl")
+def test_the_last_resort_waits_for_a_run_that_holds_its_lock(droplet: Droplet, api: Api) -> None:
+    droplet.tick()
+    run = droplet.root / "root/.chisel/runs/r-1"  # where a real droplet's runs are
+    run.mkdir(parents=True)
+    with (run / "lock").open("w") as lock, (droplet.home / "unrelated").open("w") as other:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for _ in range(8):
+            droplet.last_resort()
+            (droplet.root / "run/chisel/last").write_text("another second")
+        assert api.came == []
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        for _ in range(8):
+            droplet.last_resort()
+    assert len(api.came) >= 1, "another's lock is no run of chisel"
+
+
+@pytest.mark.real_part("curl")
 def test_the_last_resort_acts_when_the_watchdog_is_dead_for_an_hour(droplet: Droplet, api: Api) -> None:
     droplet.tick()
     for _ in range(6):
