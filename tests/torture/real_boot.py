@@ -101,13 +101,19 @@ def booted(root: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield machine
     finally:
-        children = Path(f"/proc/{machine.pid}/task/{machine.pid}/children").read_text().split()
-        for pid in [*map(int, children), machine.pid]:
+        for pid in [*descendants(machine.pid), machine.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         machine.wait()
-        while shown_key():
+        ends_at = time.monotonic() + 10
+        while shown_key() and time.monotonic() < ends_at:
             time.sleep(0.1)  # noqa: TID251 - the kernel ends its processes
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process's children, theirs first: the machine's init is the child of one of them."""
+    children = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*(one for child in children for one in descendants(child)), *children]
 
 
 def shown_key() -> str:
