@@ -6,6 +6,8 @@ Subclasses exist where a caller would act differently.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class ChiselError(Exception):
     """Say what failed; the base of every error chisel raises on purpose."""
@@ -117,3 +119,12 @@ class RemoteError(ChiselError):
         super().__init__(message, hint=hint)
         self.host = host
         self.code = code
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Give the errors inside a group, groups within it included, in their order; an error that is none, itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error

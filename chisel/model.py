@@ -174,7 +174,10 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What one sync changed on one droplet; `sent_bytes` is what crossed the network, compressed, for the content."""
+    """What one sync changed on one droplet; `sent_bytes` is what crossed the network, compressed, for the content.
+
+    `setup_error` is the part of `error` that the project's setup script is to blame for: the tree itself is there.
+    """
 
     host: str
     root: str
@@ -187,6 +190,7 @@ class SyncResult:
     skipped: tuple[str, ...] = ()
     tree_hash: str = ""
     error: str | None = None
+    setup_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

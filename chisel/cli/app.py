@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -18,7 +18,7 @@ import asyncclick as click
 
 import chisel
 from chisel.cli.session import Session, wants_json
-from chisel.errors import ChiselError
+from chisel.errors import ChiselError, leaves
 
 INTERRUPTED = 128
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -84,10 +84,10 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         return anyio.run(_under_signals, session, list(arguments), backend="asyncio")
     except BaseException as error:  # noqa: BLE001 - the boundary where errors become text and status
-        leaves = list(_leaves(error))
-        if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+        found = list(leaves(error))
+        if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
             return INTERRUPTED + signal.SIGINT
-        return _report(leaves, session, arguments)
+        return _report(found, session, arguments)
 
 
 async def _under_signals(session: Session, arguments: list[str]) -> int:
@@ -122,17 +122,9 @@ def _complete(session: Session) -> int:
     return anyio.run(complete)
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
-def _report(leaves: list[BaseException], session: Session, arguments: Sequence[str]) -> int:
+def _report(found: list[BaseException], session: Session, arguments: Sequence[str]) -> int:
     """Say what went wrong, the most telling error of a group only, and return its status."""
-    error = min(leaves, key=_rank)
+    error = min(found, key=_rank)
     if isinstance(error, click.exceptions.Exit):
         return int(error.exit_code)
     if isinstance(error, click.exceptions.Abort):

@@ -66,13 +66,14 @@ async def down(
 
     A powered-off droplet bills in full, so `down` destroys. It asks first on a terminal; elsewhere it needs --yes.
     """
-    from chisel.errors import GuardrailError
+    from chisel.errors import GuardrailError, UsageError
+    from chisel.events import Notice
 
     async with session.open(cares=False) as client:
         target = await choose(client, session, pool=pool, everywhere=everywhere, on=on)
+        if snapshot is not None and len(target) != 1:
+            raise UsageError("a snapshot is of one droplet", hint=f"--on {target.names[0]}")
         if power_off:
-            from chisel.events import Notice
-
             await target.power_off()
             client.sink.emit(
                 Notice(level="warning", message="powered off, and billing in full all the same", hint="chisel down")
@@ -84,8 +85,6 @@ async def down(
         await _say_what_is_only_there(client, target)
         await _agree(session, target, client.where.project.name, yes=yes)
         if snapshot is not None:
-            from chisel.events import Notice
-
             made, usd = await target.snapshot(snapshot)
             said = f"snapshot `{made.name}` ({made.size_gib} GiB) costs about ${usd} a month until it is deleted"
             client.sink.emit(Notice(message=said, hint=f"chisel up --snapshot {made.name}"))

@@ -16,9 +16,9 @@ from chisel.cli.session import Session, choose
 
 if TYPE_CHECKING:
     from chisel.client import Client, Pool
+    from chisel.model import SyncResult
     from chisel.runner import Control
 
-SETUP_FAILED = "setup: "
 LOST = 255
 _UP = click.option("--up", "bring_up", is_flag=True, help="Bring the pool up first when there is none.")
 _ENV = click.option(
@@ -40,7 +40,7 @@ async def sync(
     """
     async with session.open() as client:
         target = await _target(client, session, pool, everywhere, on, bring_up)
-        _status_of_errors(session, [result.error for result in await target.sync(path)])
+        _status_of_sync(session, await target.sync(path))
 
 
 @click.command(context_settings=WORDS)
@@ -67,7 +67,7 @@ async def run(
     async with session.open() as client:
         target = await _target(client, session, pool, everywhere, on, bring_up)
         if sync_first:
-            _status_of_errors(session, [result.error for result in await target.sync()])
+            _status_of_sync(session, await target.sync())
             if session.status:
                 return
         async with _interruptible(session, client) as control:
@@ -172,8 +172,14 @@ async def _interruptible(session: Session, client: Client) -> AsyncIterator[Cont
         session.hand_signals_to(None)
 
 
+def _status_of_sync(session: Session, results: Sequence[SyncResult]) -> None:
+    """Leave with 1 when nothing but setup scripts failed, with 255 for a droplet that was not reached."""
+    failed = [result for result in results if result.error]
+    if failed:
+        session.status = 1 if all(result.setup_error for result in failed) else LOST
+
+
 def _status_of_errors(session: Session, errors: Sequence[str | None]) -> None:
-    """Leave with 255 for a droplet that was not reached, with 1 when nothing but a setup script failed."""
-    found = [error for error in errors if error]
-    if found:
-        session.status = 1 if all(error.startswith(SETUP_FAILED) for error in found) else LOST
+    """Leave with 255 for a droplet that was not reached."""
+    if any(errors):
+        session.status = LOST

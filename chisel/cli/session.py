@@ -67,10 +67,7 @@ class Session:
         import chisel
 
         async with self.output() as sink, chisel.open(sink=sink) as client:
-            if mends:
-                await client.mend_state()
-            if cares:
-                await client.warn()
+            await client.begin(mends=mends, warns=cares)
             yield client
             if cares:
                 await client.end_what_is_over()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from chisel.cloud.base import Cloud
 from chisel.cloud.digitalocean import open_digitalocean
 from chisel.config import Config
 from chisel.errors import ConfigError, CredentialsRefused, GuardrailError
@@ -34,7 +33,7 @@ async def authenticate(
         abilities = await cloud.abilities()
         account = await cloud.account() if "account:read" not in abilities.missing_scopes else None
         sizes = await cloud.sizes() if "sizes:read" not in abilities.missing_scopes else []
-        droplets = await _droplets(cloud) if "droplet:read" not in abilities.missing_scopes else None
+        droplets = await cloud.list_droplets() if "droplet:read" not in abilities.missing_scopes else None
     if abilities.missing_scopes:
         sink.emit(
             Notice(
@@ -94,10 +93,6 @@ def _described(may: Abilities) -> str:
     more = [*(["create droplets"] if may.can_create else []), *may.others]
     text = f"{able}, any of the team" + (f", and {', '.join(more)}" if more else ", and nothing more that was tried")
     return text + (f"; unknown: {', '.join(may.unknown)}" if may.unknown else "")
-
-
-async def _droplets(cloud: Cloud) -> Sequence[Droplet]:
-    return await cloud.list_droplets()
 
 
 def _account_facts(

@@ -7,7 +7,8 @@ none of it, the others have nobody else while this machine is on.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import anyio
 from anyio import to_thread
 
 from chisel import guard
-from chisel.errors import ChiselError
+from chisel.errors import ChiselError, leaves
 from chisel.events import Notice
 from chisel.state import DropletRecord
 
@@ -27,14 +28,13 @@ if TYPE_CHECKING:
 
 EVERY_S = 60.0
 WARN_BEFORE = timedelta(minutes=15)
-_ASK_TIMEOUT_S = 5.0
 _DEADLINE_S = 60.0
 
 
-async def warn(client: Client) -> None:
+async def warn(client: Client, pools: Mapping[str, Sequence[DropletRecord]]) -> None:
     """Warn once of each pool that has been up for longer than the configured time, with its age and cost so far."""
     now, limit = datetime.now(UTC), client.config.warn_after
-    for name, records in sorted((await client.recorded()).items()):
+    for name, records in sorted(pools.items()):
         old = [one for one in records if now - one.created_at >= limit]
         if old and limit:
             age = max(now - one.created_at for one in old)
@@ -72,21 +72,15 @@ async def end_what_is_over(client: Client) -> None:
             over.append(record)
 
     with anyio.move_on_after(_DEADLINE_S):
-        try:
-            async with anyio.create_task_group() as tasks:
-                for record in due:
-                    tasks.start_soon(one, record)
-            if over:
+        async with anyio.create_task_group() as tasks:
+            for record in due:
+                tasks.start_soon(one, record)
+        if over:
+            try:
                 await (await client.lifecycle()).down(over)
-        except* ChiselError as errors:
-            client.sink.emit(Notice(level="warning", message=f"past its limit, and not destroyed: {_first(errors)}"))
-
-
-def _first(errors: BaseExceptionGroup[Any]) -> str:
-    one: Any = errors
-    while isinstance(one, BaseExceptionGroup):
-        one = one.exceptions[0]
-    return str(one)
+            except* ChiselError as errors:
+                said = f"past its limit, and not destroyed: {next(leaves(errors))}"
+                client.sink.emit(Notice(level="warning", message=said))
 
 
 def is_due(record: DropletRecord, now: datetime) -> bool:
@@ -113,28 +107,34 @@ def _warn_of_ends(client: Client, records: Sequence[DropletRecord], now: datetim
 
 
 async def _is_over(client: Client, record: DropletRecord) -> bool:
-    """Ask a droplet whether it is in use; say why it stays when it does."""
+    """Ask a droplet whether it is in use; say why it stays when it does.
+
+    Logins, commands in its terminals and its GPUs' work are use like chisel's own commands; the GPUs take some seconds
+    to look at, so they are looked at last, in the answer that decides.
+    """
     is_past = record.until is not None and record.until <= datetime.now(UTC)
-    answer = None
-    with anyio.move_on_after(_ASK_TIMEOUT_S):
-        answer = await client.ask(record)
+    answer = await client.ask(record)
+    if answer is not None and not is_past and not _is_idle(record, answer):
+        return False
+    if answer is not None and not answer["busy"]:
+        answer = await client.ask(record, looks_at_gpus=True)
     if answer is None:
         if is_past:
             _stays(client, record, "it does not answer: something may run there")
         return False
-    running = next((str(run["line"]) for run in answer["runs"] if run["running"]), None)
-    if is_past and (running is None or record.ends_busy):
-        client.sink.emit(Notice(host=record.name, level="warning", message="its time is over: it is destroyed"))
-        return True
-    if is_past:
-        _stays(client, record, f"`{running}` runs there")
+    busy = [f"`{run['line']}` runs there" for run in answer["runs"] if run["running"]] or list(answer["busy"])
+    if is_past and busy and not record.ends_busy:
+        _stays(client, record, busy[0])
         return False
-    if float(answer["idle_s"]) >= record.idle_s:
-        minutes = float(answer["idle_s"]) / 60
-        message = f"idle for {minutes:.0f} min: it is destroyed"
-        client.sink.emit(Notice(host=record.name, level="warning", message=message))
-        return True
-    return False
+    if not is_past and not _is_idle(record, answer):
+        return False
+    reason = "its time is over" if is_past else f"idle for {float(answer['idle_s']) / 60:.0f} min"
+    client.sink.emit(Notice(host=record.name, level="warning", message=f"{reason}: it is destroyed"))
+    return True
+
+
+def _is_idle(record: DropletRecord, answer: Mapping[str, Any]) -> bool:
+    return bool(record.idle_s) and not answer["busy"] and float(answer["idle_s"]) >= record.idle_s
 
 
 def _stays(client: Client, record: DropletRecord, reason: str) -> None:
@@ -154,8 +154,10 @@ def _is_turn(mark: Path) -> bool:
     try:
         if 0 <= now - mark.stat().st_mtime < EVERY_S:
             return False
-    except FileNotFoundError:
+    except OSError:
+        pass  # nobody has looked, or nobody can tell
+    with suppress(OSError):  # where it cannot be noted, every command looks
         mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch(mode=0o600)
-    os.utime(mark)
+        mark.touch(mode=0o600)
+        os.utime(mark)
     return True

@@ -30,7 +30,7 @@ from chisel import guard
 from chisel.client.pool import Pool, by_number
 from chisel.client.protection import DEFAULT_IDLE, ends_in_s, protection, protection_notice
 from chisel.config import Config, Project, find_project, load_config, save_token
-from chisel.errors import ConfigError, HostUnreachable, UsageError
+from chisel.errors import ConfigError, HostUnreachable, RemoteError, UsageError
 from chisel.events import Facts, Notice, NullSink, Sink, StatusReported, SweepReported
 from chisel.model import (
     Bill,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from chisel.ssh.connector import Connector
 
 DEFAULT_PROFILE_DIRECTORY = "chisel-profile"
-_STATUS_TIMEOUT_S = 8.0
+_STATUS_TIMEOUT_S, _GPU_LOOK_S = 8.0, 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,11 +272,23 @@ class Client:
             runs=runs,
         )
 
-    async def mend_state(self) -> None:
-        """Rebuild a state that could not be read, from the droplets' tags; the unreadable file is kept and named."""
+    async def begin(self, *, mends: bool = True, warns: bool = True) -> None:
+        """Look at the state as a command begins, once: rebuild one that cannot be read, warn of forgotten droplets.
+
+        `mends` rebuilds from the droplets' tags what could not be read (the file is kept and named); `warns` says once
+        of each pool that has been up for long how old it is and what it cost. Nobody is asked while nothing is wrong.
+        """
         state = await self.store.read()
-        if state.recovered_from is None:
-            return
+        if mends and state.recovered_from is not None:
+            await self._rebuild(state)
+            state = await self.store.read()
+        if warns:
+            from chisel.client.care import warn
+
+            mine = state.clouds.get(self.config.api_url) or CloudState()
+            await warn(self, {name: list(records.values()) for name, records in mine.pools.items()})
+
+    async def _rebuild(self, state: State) -> None:
         said = f"the state could not be read and is kept as `{state.recovered_from}`"
         self.sink.emit(Notice(level="warning", message=f"{said}: it is rebuilt from the droplets' tags"))
         if self.config.token is None:
@@ -284,34 +296,26 @@ class Client:
         for record in await self.recover():
             self.sink.emit(Notice(host=record.name, message=f"recovered: droplet {record.id} of pool {record.pool}"))
 
-    async def warn(self) -> None:
-        """Warn once of each pool that has been up for long, with its age and cost; nobody is asked."""
-        from chisel.client.care import warn
-
-        await warn(self)
-
     async def end_what_is_over(self) -> None:
         """Destroy droplets whose time is over and where nothing runs; nothing raises, what fails is said."""
         from chisel.client.care import end_what_is_over
 
         await end_what_is_over(self)
 
-    async def ask(self, record: DropletRecord) -> dict[str, Any] | None:
-        """Ask a droplet what runs there and how idle it is, for 8 s at most; None when it does not answer."""
-        from chisel.lifecycle import host_of
-        from chisel.node.frames import Kind
+    async def ask(self, record: DropletRecord, *, looks_at_gpus: bool = False) -> dict[str, Any] | None:
+        """Ask a droplet what runs there and how idle it is, for 8 s at most; None when it does not answer.
 
+        It looks for commands and logins of others too; at its GPUs only when told so, which takes it some seconds.
+        """
+        from chisel.lifecycle import host_of
+
+        limit_s = _STATUS_TIMEOUT_S + (_GPU_LOOK_S if looks_at_gpus else 0)
         try:
-            with anyio.fail_after(_STATUS_TIMEOUT_S):
+            with anyio.fail_after(limit_s):
                 connection = await (await self.connector()).connect(host_of(record))
-                async with connection.node("status", {}) as channel:
-                    for frame in await channel.receive():
-                        if frame.kind == Kind.REPLY:
-                            answer: dict[str, Any] = frame.json()
-                            return answer
-        except (HostUnreachable, TimeoutError):
+                return await connection.ask("status", {"looks_at_gpus": looks_at_gpus})
+        except (HostUnreachable, RemoteError, TimeoutError):
             return None
-        return None
 
     async def running_on(self, pool: Pool) -> dict[str, tuple[RunningCommand, ...]]:
         """Ask droplets which commands run there, by droplet; one that does not answer is left out."""
@@ -389,9 +393,9 @@ class Client:
         facts = await authenticate(
             self.config, token, self_destruct_token, api_url=api_url, takes_broad=takes_broad_token, sink=self.sink
         )
-        given = {name: Secret(text) for name, text in (("one", token), ("two", self_destruct_token)) if text}
-        if given:
-            store = partial(save_token, self.paths, given.get("one"), self_destruct=given.get("two"), api_url=api_url)
+        if token or self_destruct_token:
+            main, second = (Secret(text) if text else None for text in (token, self_destruct_token))
+            store = partial(save_token, self.paths, main, self_destruct=second, api_url=api_url)
             await to_thread.run_sync(store)
         return facts
 

@@ -24,7 +24,6 @@ from chisel.model import (
     Snapshot,
     SyncResult,
 )
-from chisel.node.frames import Kind
 from chisel.runner import Control, Order, describe, new_run_id, run_on_connection, run_pool
 from chisel.state import DropletRecord
 
@@ -113,7 +112,7 @@ class Pool:
             await self._client.remember_sync(root, str(remote))
         synced = [host for host in self.hosts() if results[host.name].error is None]
         for name, trouble in (await set_up(self._client, synced, root, remote)).items():
-            results[name] = replace(results[name], error=f"setup: {trouble}")
+            results[name] = replace(results[name], error=f"setup: {trouble}", setup_error=trouble)
             self._client.sink.emit(Notice(host=name, level="error", message=f"setup: {trouble}"))
         return [results[name] for name in self.names]
 
@@ -178,10 +177,9 @@ class Pool:
         async def one(host: Host) -> None:
             with anyio.move_on_after(_LOOK_TIMEOUT_S), suppress(ChiselError):
                 connection = await connector.connect(host)
-                async with connection.node("results", {}) as channel:
-                    for frame in await channel.receive():
-                        if frame.kind == Kind.REPLY and frame.json()["copies"]:
-                            found[host.name] = frame.json()["copies"]
+                copies = (await connection.ask("results", {}))["copies"]
+                if copies:
+                    found[host.name] = copies
 
         async with anyio.create_task_group() as tasks:
             for record in self._records:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from chisel.errors import NotFoundError
 from chisel.model import Abilities, Account, CreateRequest, Droplet, DropletId, Size, Snapshot, SshKey
 
 
@@ -73,3 +74,12 @@ class Cloud(Protocol):
 
     async def delete_tag(self, tag: str) -> None:
         """Delete a tag, not what carries it; a tag that is already gone is fine."""
+
+
+async def exists(cloud: Cloud, id: DropletId) -> bool:
+    """Ask for one droplet by itself: that a list lacks it proves nothing. Raises CloudError."""
+    try:
+        await cloud.get_droplet(id)
+    except NotFoundError:
+        return False
+    return True

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Protocol
 
-from chisel.cloud.base import Cloud
-from chisel.errors import NotFoundError
+from chisel.cloud.base import Cloud, exists
 from chisel.events import Billed, DropletStage, Level, Notice, Sink, Stage
 from chisel.lifecycle.records import host_of, map_cloud, with_changes, without_record
 from chisel.model import Bill, DropletId, Host
@@ -77,11 +76,7 @@ class Desk:
 
     async def exists(self, id: DropletId) -> bool:
         """Ask for one droplet by itself: that a list lacks it proves nothing."""
-        try:
-            await self.cloud.get_droplet(id)
-        except NotFoundError:
-            return False
-        return True
+        return await exists(self.cloud, id)
 
     def say(self, message: str, *, host: str | None = None, level: Level = "info", hint: str | None = None) -> None:
         """Tell the user something."""

@@ -26,8 +26,6 @@ from chisel.lifecycle.ready import Readier
 from chisel.lifecycle.records import host_of, map_cloud, record_from_tags, with_record
 from chisel.lifecycle.snapshots import find_snapshot, take_snapshot, usd_per_month
 from chisel.model import Bill, Snapshot, SweepItem
-from chisel.node.frames import Kind
-from chisel.ssh.refusal import remote_error
 from chisel.state import DropletRecord, State, StateStore
 
 SETTLE_AFTER_S = 60.0
@@ -218,12 +216,8 @@ async def _tell(desk: Desk, record: DropletRecord, by: timedelta) -> None:
     """Tell a droplet that destroys itself to live for `by` from now at least; raises HostUnreachable."""
     with anyio.move_on_after(_TELL_DEADLINE_S):
         connection = await desk.connector.connect(host_of(record))
-        async with connection.node("limits", {"keep_s": by.total_seconds()}) as channel:
-            for frame in await channel.receive():
-                if frame.kind == Kind.REPLY:
-                    return
-                if frame.kind == Kind.ERROR:
-                    raise remote_error(frame, record.name)
+        await connection.ask("limits", {"keep_s": by.total_seconds()})
+        return
     raise HostUnreachable(f"`{record.name}` destroys itself and could not be told to stay", host=record.name)
 
 

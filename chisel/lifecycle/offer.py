@@ -82,14 +82,6 @@ def is_gfx942(size: Size) -> bool:
     return any(model in (size.gpu_model or "").lower() for model in SAME_ARCHITECTURE)
 
 
-def choose_offer(sizes: Sequence[Size], wish: Wish) -> tuple[Size, str]:
-    """Return the best offer; raises CapacityError naming what is offered instead."""
-    found = offers(sizes, wish)
-    if not found:
-        raise no_offer(sizes, wish)
-    return found[0]
-
-
 def no_offer(sizes: Sequence[Size], wish: Wish) -> CapacityError:
     """Return the error that names what of the same architecture could be had instead, where and for how much."""
     where = f" in `{wish.region}`" if wish.region else ""

@@ -10,10 +10,9 @@ from typing import Any, Protocol
 import anyio
 
 from chisel import guard
-from chisel.cloud.base import Cloud
-from chisel.errors import HostUnreachable, NotFoundError
+from chisel.cloud.base import Cloud, exists
+from chisel.errors import HostUnreachable, NotFoundError, RemoteError
 from chisel.model import Droplet, DropletId, Host
-from chisel.node.frames import Kind
 
 _FIRST_POLL_S, _SLOWEST_POLL_S = 0.25, 5.0
 _NONCE_TIMEOUT_S = 10.0
@@ -25,8 +24,8 @@ class Connection(Protocol):
     async def shell(self, line: str, *, timeout_s: float) -> Any:
         """Run a line in the remote shell and return its status and output."""
 
-    def node(self, role: str, request: dict[str, Any]) -> Any:
-        """Start a role of the node program."""
+    async def ask(self, role: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the one answer of a role of the node program."""
 
 
 class Addresses:
@@ -61,7 +60,7 @@ class Addresses:
 
     async def _judge(self, id: DropletId, droplet: Droplet | None) -> None:
         if droplet is None:
-            if (id in self._listed or anyio.current_time() > self._settle_at) and not await self._exists(id):
+            if (id in self._listed or anyio.current_time() > self._settle_at) and not await exists(self._cloud, id):
                 self._vanished.add(id)
                 self._waiting.discard(id)
             return
@@ -72,13 +71,6 @@ class Addresses:
         elif droplet.status == "off" and id not in self._started:
             self._started.add(id)
             await self._cloud.power_on(id)
-
-    async def _exists(self, id: DropletId) -> bool:
-        try:
-            await self._cloud.get_droplet(id)
-        except NotFoundError:
-            return False
-        return True
 
     async def wait(self, id: DropletId) -> Droplet:
         """Wait until this droplet is active and has an address; raises NotFoundError when it has vanished."""
@@ -92,13 +84,10 @@ class Addresses:
 async def probe(connection: Connection, host: Host, *, compiles: bool = False) -> dict[str, Any]:
     """Return what the node program finds on a droplet: cloud-init, GPUs, profiler, ROCm; a kernel `compiles` or not."""
     nonce = secrets.token_hex(16)
-    async with connection.node("probe", {"nonce": nonce, "compiles": compiles}) as channel:
-        for frame in await channel.receive():
-            if frame.kind == Kind.REPLY:
-                facts: dict[str, Any] = frame.json()
-                if facts.pop("nonce_sha256", "") == hashlib.sha256(nonce.encode()).hexdigest():
-                    return facts
-    raise HostUnreachable(f"`{host.name}` did not answer the probe", host=host.name)
+    facts = await connection.ask("probe", {"nonce": nonce, "compiles": compiles})
+    if facts.pop("nonce_sha256", "") != hashlib.sha256(nonce.encode()).hexdigest():
+        raise HostUnreachable(f"`{host.name}` did not answer the probe", host=host.name)
+    return facts
 
 
 async def computes_nonce(connection: Connection) -> bool:
@@ -135,12 +124,10 @@ def parts_to_install(facts: Mapping[str, Any]) -> list[str]:
 
 async def mend(connection: Connection, parts: list[str]) -> dict[str, Any]:
     """Let apt install parts on the droplet; returns `installed` packages and an `error` or None."""
-    async with connection.node("mend", {"parts": parts}) as channel:
-        for frame in await channel.receive():
-            if frame.kind == Kind.REPLY:
-                answer: dict[str, Any] = frame.json()
-                return answer
-    return {"installed": [], "error": "it did not answer"}
+    try:
+        return await connection.ask("mend", {"parts": parts})
+    except (HostUnreachable, RemoteError) as error:
+        return {"installed": [], "error": str(error)}
 
 
 def summary(facts: Mapping[str, Any]) -> str:

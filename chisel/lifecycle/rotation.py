@@ -11,13 +11,11 @@ from dataclasses import replace
 import anyio
 
 from chisel import guard
-from chisel.errors import HostKeyMismatch, HostUnreachable, RemoteError
+from chisel.errors import HostKeyMismatch, HostUnreachable
 from chisel.lifecycle.desk import Desk
 from chisel.lifecycle.records import host_of
 from chisel.model import Host
-from chisel.node.frames import Kind
 from chisel.ssh.keys import KeyPair, generate_keypair
-from chisel.ssh.refusal import remote_error
 from chisel.state import DropletRecord
 
 RELOAD_DEADLINE_S = 10.0
@@ -88,10 +86,4 @@ async def _see(desk: Desk, after: Host) -> None:
 async def _install(desk: Desk, record: DropletRecord, pair: KeyPair) -> None:
     connection = await desk.connector.connect(host_of(record))
     request = {"private": pair.private_openssh, "public": pair.public_openssh}
-    async with connection.node("hostkey", request) as channel:
-        for frame in await channel.receive():
-            if frame.kind == Kind.ERROR:
-                raise remote_error(frame, record.name)
-            if frame.kind == Kind.REPLY:
-                return
-    raise RemoteError(f"`{record.name}` did not say whether its host key changed", host=record.name, code="no-reply")
+    await connection.ask("hostkey", request)

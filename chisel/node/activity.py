@@ -59,11 +59,16 @@ def _stamp(path: str, name: str) -> str:
         return ""
 
 
-def busy() -> tuple[str, ...]:
+def last_at() -> float:
+    """Return when the last request came by the wall clock, in seconds; 0 when there was none."""
+    return max((int(stamp) / 1e9 for stamp in marks().values()), default=0.0)
+
+
+def busy(*, looks_at_gpus: bool = True) -> tuple[str, ...]:
     """Say in words what is under way; GPUs are looked at for some seconds, and only when nothing else is."""
     found = running_commands()
     if not found and not env.is_played():
-        found = session_commands() or gpu_use()
+        found = session_commands() or (gpu_use() if looks_at_gpus else [])
     return tuple(found)
 
 

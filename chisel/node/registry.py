@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from . import env, frames, watchdog
+from . import activity, env, frames, watchdog
 from .stdio import Channel
 
 KEPT_S = 7 * 86400.0
@@ -122,14 +122,18 @@ def _last_activity_at() -> float:
 
 
 def main(channel: Channel, request: dict[str, Any]) -> int:
-    """Answer with the runs and for how long the droplet has been idle; asking is itself no activity."""
-    del request
+    """Answer with the runs, what else is under way, and for how long the droplet has been idle.
+
+    Asking is itself no activity. GPUs are looked at only when the request says `looks_at_gpus`: that takes seconds.
+    """
     now = time.time()
     found = runs(now)
-    idle = idle_seconds(now, _last_activity_at(), any(run["running"] for run in found))
+    busy = activity.busy(looks_at_gpus=bool(request.get("looks_at_gpus")))
+    is_busy = bool(busy) or any(run["running"] for run in found)
+    idle = idle_seconds(now, max(_last_activity_at(), activity.last_at()), is_busy)
     watched = watchdog.state()
     if watched is not None:
         idle = min(idle, float(watched.get("idle_s", idle)))
-    answer = {"now": now, "idle_s": idle, "runs": found, "load": os.getloadavg()[0], "self_destruct": watched}
-    channel.send_json(frames.Kind.REPLY, answer)
+    answer = {"now": now, "idle_s": idle, "runs": found, "busy": busy, "load": os.getloadavg()[0]}
+    channel.send_json(frames.Kind.REPLY, {**answer, "self_destruct": watched})
     return 0

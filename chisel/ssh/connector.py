@@ -19,6 +19,7 @@ from chisel.ssh.boot import install_line, start_line
 from chisel.ssh.channel import NodeChannel, NodeSession
 from chisel.ssh.keys import KeyPair, load_or_create_client_key
 from chisel.ssh.program import NodeProgram, pack_node_program
+from chisel.ssh.refusal import remote_error
 from chisel.ssh.translate import translated
 
 MOST_SESSIONS = 8
@@ -164,6 +165,22 @@ class Connection:
                 yield channel
             finally:
                 await channel.close()
+
+    async def ask(self, role: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Start a role that gives one answer, and return it.
+
+        Raises RemoteError for what the role refuses, HostUnreachable also when it ends without an answer, NotReady.
+        Waits as long as the role works: give it a deadline.
+        """
+        async with self.node(role, request) as channel:
+            while frames := await channel.receive():
+                for frame in frames:
+                    if frame.kind == Kind.ERROR:
+                        raise remote_error(frame, self.host.name)
+                    if frame.kind == Kind.REPLY:
+                        answer: dict[str, Any] = frame.json()
+                        return answer
+        raise HostUnreachable(f"`{self.host.name}` ended `{role}` without an answer", host=self.host.name)
 
     async def _start(self, role: str, request: dict[str, Any]) -> NodeChannel:
         program = self._program

@@ -77,10 +77,10 @@ class Session:
 
 @contextmanager
 def started(
-    program: Path, role: str, request: Mapping[str, Any] | None, home: Path, python: str | None = None
+    program: Path, role: str, request: Mapping[str, Any] | None, home: Path, python: str | None = None, **more: str
 ) -> Iterator[Session]:
-    """Start a role with a home of its own; leaving closes its input and waits for its end."""
-    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+    """Start a role with a home of its own, and `more` variables; leaving closes its input and waits for its end."""
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", **more}
     process = subprocess.Popen(
         [python or sys.executable, "-I", str(program), role],
         stdin=subprocess.PIPE,
