@@ -39,7 +39,6 @@ from chisel.errors import ChiselError, HostKeyMismatch
 from chisel.events import NullSink
 from chisel.lifecycle import Lifecycle, Wish
 from chisel.model import Host, Secret
-from chisel.node.frames import Decoder, Frame, Kind, encode_json
 from chisel.sandbox.base import DropletSpec
 from chisel.sandbox.cloud import Cloud, Knobs, Machines
 from chisel.sandbox.faults import Schedule, read_fault
@@ -156,28 +155,19 @@ class Double:
         product = eval(line.partition("$((")[2].partition("))")[0] or "0")
         return Answer(0, f"chisel-{product}".encode())
 
-    @asynccontextmanager
-    async def node(self, role: str, request: dict[str, Any]) -> AsyncIterator[Any]:
+    async def ask(self, role: str, request: dict[str, Any]) -> dict[str, Any]:
         if role == "hostkey":
             new = self.key_file.with_suffix(".new")
             new.write_text(request["public"].split()[1])
             new.rename(self.key_file)
         nonce = hashlib.sha256(str(request.get("nonce", "")).encode()).hexdigest()
-        yield Frames([{**_FACTS, "nonce_sha256": nonce}])
+        return {**_FACTS, "nonce_sha256": nonce}
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     status: int
     stdout: bytes
-
-
-class Frames:
-    def __init__(self, replies: list[dict[str, Any]]) -> None:
-        self._replies = replies
-
-    async def receive(self) -> list[Frame]:
-        return Decoder().feed(b"".join(encode_json(Kind.REPLY, reply) for reply in self._replies))
 
 
 # -- a world
