@@ -121,6 +121,35 @@ class RunEnded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunDetached(Event):
+    """A command was started on a droplet and left there: it runs on without anybody."""
+
+    kind: ClassVar[str] = "run_detached"
+
+    run_id: RunId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkLost(Event):
+    """The link to a running command was lost for a `reason`; the command runs on, the link is being opened again."""
+
+    kind: ClassVar[str] = "link_lost"
+
+    run_id: RunId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkResumed(Event):
+    """A command is followed again after `seconds`; its output goes on at byte `position` (of both streams), checked."""
+
+    kind: ClassVar[str] = "link_resumed"
+
+    position: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SyncEnded(Event):
     """A working copy equals the local tree again, or says in `result.error` why not."""
 

@@ -155,7 +155,9 @@ class RunResult:
 
     `status` is the command's own exit status, 128 + n when signal n ended it, 255 when it was lost (`source` is then
     `chisel` and `error` says why). `seconds` is wall time on the droplet, `peak_rss_bytes` the largest single process.
-    `stdout` and `stderr` hold the output only where capture was asked for.
+    `stdout` and `stderr` hold the output only where capture was asked for. `links` counts how often a lost link was
+    taken up again; `was_stopped` says that chisel ended it because of another droplet, `is_detached` that it was left
+    running.
     """
 
     host: str
@@ -168,6 +170,9 @@ class RunResult:
     stderr_bytes: int = 0
     peak_rss_bytes: int | None = None
     error: str | None = None
+    links: int = 0
+    was_stopped: bool = False
+    is_detached: bool = False
     stdout: bytes | None = None
     stderr: bytes | None = None
 

@@ -28,9 +28,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "auth": ("account", "Store and verify a DigitalOcean token, show what the account may do."),
     "up": ("droplets", "Bring droplets up: reuse what exists, create what is missing."),
     "sync": ("loop", "Push what changed in the local tree to the droplets."),
-    "run": ("loop", "Run a command there, with live output and its own exit status."),
+    "run": ("run", "Run a command there, with live output and its own exit status."),
     "profile": ("loop", "Run a command under the profiler, rank the hottest kernels."),
     "pull": ("loop", "Bring artifacts back."),
+    "logs": ("run", "Show what a run has written, and with -f what it writes."),
+    "attach": ("run", "Follow a run as if it had been started here."),
+    "kill": ("run", "End a run, or send it a signal."),
     "down": ("droplets", "Destroy the droplets, confirm it, show what they cost."),
     "status": ("droplets", "Show what is up, what runs there, what it costs."),
     "sweep": ("droplets", "Find droplets past their limits or half made, and destroy them on request."),
@@ -132,13 +135,20 @@ def _report(found: list[BaseException], session: Session, arguments: Sequence[st
     message, hint, status = _words(error)
     if session.debug:
         traceback.print_exception(error)
-    if session.json or wants_json(arguments):
+    if session.json or wants_json(arguments, takes_value):
         _report_json(error, message, hint, status)
     else:
         for line in (f"error: {message}", f"hint: {hint}" if hint else ""):
             if line:
                 click.echo(session.harmless(line), err=True)
     return status
+
+
+def takes_value(name: str) -> frozenset[str]:
+    """Name the options of a command that are followed by a value."""
+    command = cli.get_command(click.Context(cli), name)
+    options = [one for one in command.params if isinstance(one, click.Option)] if command is not None else []
+    return frozenset(text for one in options if not one.is_flag and not one.count for text in one.opts)
 
 
 def _report_json(error: BaseException, message: str, hint: str | None, status: int) -> None:

@@ -21,35 +21,34 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 DEFAULT_WIDTH = 80
 
 
-def wants_json(arguments: Sequence[str]) -> bool:
-    """Say whether `--json` is among chisel's own options: what follows a remote command belongs to that command."""
+def wants_json(arguments: Sequence[str], takes_value: Callable[[str], frozenset[str]]) -> bool:
+    """Say whether `--json` is among chisel's own options: what follows a remote command belongs to that command.
+
+    `takes_value` names the options of a command that are followed by a value.
+    """
     words = list(arguments)
-    for index, word in enumerate(words):
-        if word == "--":
-            return False
-        if word == "--json":
+    if not words or words[0] not in _COMMANDS_WITH_WORDS:
+        return "--json" in words[: words.index("--")] if "--" in words else "--json" in words
+    valued = takes_value(words[0])
+    index = 1
+    while index < len(words) and words[index].startswith("-") and words[index] != "--":
+        if words[index] == "--json":
             return True
-        if (
-            index
-            and not word.startswith("-")
-            and words[0] in _COMMANDS_WITH_WORDS
-            and words[index - 1] not in _TAKES_VALUE
-        ):
-            return False
+        index += 2 if words[index] in valued else 1
     return False
 
 
-_TAKES_VALUE = {"--pool", "--on", "--trace", "--out", "--top", "--env", "--prefix"}
-
-
 class Session:
-    """One command's surroundings; `status` is what chisel leaves with, `source` whose status that is."""
+    """One command's surroundings; `status` is what chisel leaves with, `source` whose status that is.
+
+    `look` holds what the command line says about how output looks (see `chisel.render.screen.Look`).
+    """
 
     def __init__(self, *, debug: bool = False) -> None:
         self.debug = debug
         self.json = False
         self.quiet = False
-        self.prefix: Any = "auto"
+        self.look: dict[str, Any] = {}
         self.status = 0
         self.source: StatusSource = "chisel"
         self._take_signal: Callable[[int], bool] | None = None
@@ -97,9 +96,9 @@ class Session:
             stderr_is_terminal=on_stderr,
             colour_stdout=on_stdout and not no_colour,
             colour_stderr=on_stderr and not no_colour,
-            prefix=self.prefix,
             quiet=self.quiet,
             cwd=Path.cwd(),
+            **self.look,
         )
 
     def expect(self, names: Sequence[str]) -> None:

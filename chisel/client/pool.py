@@ -20,11 +20,26 @@ from chisel.model import (
     Host,
     ProfileResult,
     PullResult,
+    RunId,
     RunResult,
     Snapshot,
     SyncResult,
 )
-from chisel.runner import Control, Order, describe, new_run_id, run_on_connection, run_pool
+from chisel.runner import (
+    Control,
+    Limits,
+    Order,
+    Source,
+    Terminal,
+    describe,
+    end_run,
+    new_run_id,
+    run_one,
+    run_pool,
+    runs_of,
+    show_logs,
+)
+from chisel.runner.order import PATIENCE
 from chisel.state import DropletRecord
 
 if TYPE_CHECKING:
@@ -32,6 +47,7 @@ if TYPE_CHECKING:
     from chisel.ssh.connector import Connection
 
 DEFAULT_PROFILE_DIRECTORY = "chisel-profile"
+GRACE = timedelta(seconds=5)
 _LOOK_TIMEOUT_S = 8.0
 
 
@@ -124,21 +140,142 @@ class Pool:
         cwd: str | None = None,
         capture: bool = True,
         control: Control | None = None,
+        stdin: Source | bytes | None = None,
+        terminal: Terminal | None = None,
+        timeout: timedelta | None = None,
+        max_fail: int | None = None,
+        retries: int = 0,
+        detaches: bool = False,
+        patience: timedelta = PATIENCE,
+        orphan: timedelta | None = None,
+        user: str | None = None,
+        venv: str | None = None,
+        gpus: str | None = None,
+        container: str | None = None,
     ) -> list[RunResult]:
         """Run a command on every droplet at once and return one result each.
 
         A string is a shell line for bash, a sequence means exactly those words. `cwd` is a path on the droplet
-        (default: the working copy synced last). Cancelled, it ends the commands there before it leaves.
+        (default: the working copy synced last). `stdin` is what every command reads: bytes, or a function that gives
+        piece after piece and an empty one at the end. `timeout` ends the commands (status 124). After `max_fail`
+        failures the others are ended; a droplet's own failure is tried again `retries` times. With `detaches` the
+        commands are started and left: `logs`, `attach` and `kill` take the results' `run_id`.
+
+        A lost link is opened again for `patience` (zero: its loss is the end, status 255); meanwhile the command runs
+        on, and its output goes on at the byte where it stopped. A command without a client for `orphan` (2 h) is ended.
+        `user` runs it as somebody else, `venv` in a virtual environment, `gpus` with these devices only (`"0,3"`),
+        `container` inside an image. Cancelled, it ends the commands there before it leaves.
         """
         order = Order(
             line=shell_line(command),
-            cwd=cwd or await self._client.remote_cwd(),
+            cwd=self._where(cwd, await self._client.remote_cwd()),
             env=self._client.command_env(env),
             owner=(await self._client.store.read()).owner,
             capture=capture,
+            terminal=terminal,
+            timeout_s=timeout.total_seconds() if timeout is not None else None,
+            detaches=detaches,
+            patience_s=patience.total_seconds(),
+            orphan_s=orphan.total_seconds() if orphan is not None else None,
+            user=user,
+            venv=venv,
+            gpus=gpus,
+            container=container,
         )
-        connector = await self._client.connector()
-        return await run_pool(connector, self.hosts(), order, self._client.sink, control=control)
+        return await run_pool(
+            await self._client.connector(),
+            self.hosts(),
+            order,
+            self._client.sink,
+            control=control,
+            limits=Limits(max_fail, retries),
+            source=_source(stdin) if isinstance(stdin, bytes) else stdin,
+        )
+
+    @staticmethod
+    def _where(cwd: str | None, remote: str) -> str:
+        """Return the directory meant: a relative one lies in the working copy."""
+        if cwd is None or cwd.startswith(("/", "~")):
+            return cwd or remote
+        return str(PurePosixPath(remote) / cwd)
+
+    async def attach(
+        self,
+        run_id: str,
+        *,
+        capture: bool = True,
+        control: Control | None = None,
+        stdin: Source | None = None,
+        terminal: Terminal | None = None,
+    ) -> list[RunResult]:
+        """Become the client of a run on these droplets, in place of the one before, and follow it to its end.
+
+        What a droplet still keeps of its output comes first. A droplet without that run is a failure in its result.
+        Cancelled, it leaves a detached command alone and ends one that is not.
+        """
+        order = Order(line="", capture=capture, terminal=terminal)
+        return await run_pool(
+            await self._client.connector(),
+            self.hosts(),
+            order,
+            self._client.sink,
+            control=control,
+            source=stdin,
+            run_id=RunId(run_id),
+            attaches=True,
+        )
+
+    async def logs(
+        self, run_id: str, *, follow: bool = False, since: datetime | None = None
+    ) -> dict[str, RunResult | None]:
+        """Emit what the droplets keep of a run's output, written at `since` or later; with `follow` until it ends.
+
+        Returns how it ended by droplet, None where it still runs. Raises HostUnreachable, RemoteError.
+        """
+        connector, found = await self._client.connector(), dict[str, RunResult | None]()
+        began = since.timestamp() if since is not None else 0.0
+
+        async def one(host: Host) -> None:
+            found[host.name] = await show_logs(
+                connector, host, RunId(run_id), self._client.sink, follow=follow, since=began
+            )
+
+        await self._on_each(one)
+        return found
+
+    async def kill(self, run_id: str, *, signal: int | None = None, grace: timedelta = GRACE) -> dict[str, Any]:
+        """Send a run a signal, or end it (TERM, KILL after `grace`) and wait for its end; by droplet what became of it.
+
+        `was_running`, `running` and `status` are in each answer. Raises HostUnreachable, RemoteError.
+        """
+        connector, found = await self._client.connector(), dict[str, Any]()
+
+        async def one(host: Host) -> None:
+            found[host.name] = await end_run(
+                connector, host, RunId(run_id), signal=signal, grace_s=grace.total_seconds()
+            )
+
+        await self._on_each(one)
+        return found
+
+    async def having(self, run_id: str | None) -> tuple[str, Pool]:
+        """Return a run's id (default: that of the newest) and the droplets that know it; raises UsageError for none."""
+        connector, found = await self._client.connector(), dict[str, list[dict[str, Any]]]()
+
+        async def one(host: Host) -> None:
+            found[host.name] = await runs_of(connector, host, timeout_s=_LOOK_TIMEOUT_S)
+
+        await self._on_each(one)
+        newest = max((run for runs in found.values() for run in runs), key=lambda run: run["started_at"], default=None)
+        wanted = run_id or (str(newest["run_id"]) if newest else "")
+        names = [name for name, runs in found.items() if any(run["run_id"] == wanted for run in runs)]
+        if not names:
+            known = sorted({str(run["run_id"]) for runs in found.values() for run in runs})
+            said = (
+                f"there is no run `{wanted}` in pool `{self.name}`" if run_id else f"nothing was run in `{self.name}`"
+            )
+            raise UsageError(said, hint=f"known: {', '.join(known[-8:])}" if known else "chisel run COMMAND")
+        return wanted, self.on(*names)
 
     async def pull(self, paths: Sequence[str] | str, to: Path | str | None = None) -> list[PullResult]:
         """Bring files, directories and globs of the working copy back, below `to` (default: the current directory).
@@ -217,10 +354,9 @@ class Pool:
             run_id = new_run_id()
 
             async def execute(connection: Connection, wrapped: str, cwd: str, env: Mapping[str, str]) -> RunResult:
+                del connection  # a link that is lost while the program runs is taken up again
                 order = Order(line=wrapped, cwd=cwd, env=env, owner=owner, shown=line)
-                run = await run_on_connection(
-                    connection, host.name, order, self._client.sink, run_id=run_id, control=control
-                )
+                run = await run_one(connector, host, order, self._client.sink, run_id=run_id, control=control)
                 self._client.sink.emit(RunEnded(host=host.name, result=run))
                 return run
 
@@ -281,6 +417,16 @@ class Pool:
         async with anyio.create_task_group() as tasks:
             for host in self.hosts():
                 tasks.start_soon(one, host)
+
+
+def _source(data: bytes) -> Source:
+    """Give bytes once, then the end."""
+    pieces = [data]
+
+    async def give() -> bytes:
+        return pieces.pop() if pieces else b""
+
+    return give
 
 
 def shell_line(command: str | Sequence[str]) -> str:

@@ -1,7 +1,9 @@
 """Speak in frames between laptop and droplet: one header, one payload, both ways over one SSH channel.
 
 A frame is `kind` (u8), the payload's length (u32, big-endian) and the payload, at most `MAX_PAYLOAD` bytes. Output
-frames (STDOUT, STDERR) begin with the u64 offset of their data in that stream, so that nothing lost goes unnoticed.
+frames (STDOUT, STDERR) begin with the u64 offset of their data in that stream and the u32 CRC-32 of the stream up to
+the end of this frame, so that nothing lost or damaged goes unnoticed; STDIN begins with the u64 offset, ACK holds a u64
+position, which counts the bytes of both output streams in the order they were read.
 Standard library only, Python 3.10: the same module runs on the droplet and on the laptop.
 """
 
@@ -16,6 +18,8 @@ MAGIC = "chisel-node"
 MAX_PAYLOAD = 1 << 20
 HEADER = struct.Struct("!BI")
 OFFSET = struct.Struct("!Q")
+OUTPUT = struct.Struct("!QI")
+TIME = struct.Struct("!d")
 
 
 class Kind(IntEnum):
@@ -36,6 +40,16 @@ class Kind(IntEnum):
     DATA_END = 12
     REPLY = 13
     PROGRESS = 14
+    ACK = 15
+    STDIN_ACK = 16
+    END = 17
+    LEAVE = 18
+    SIZE = 19
+    ATTACHED = 20
+    TIME = 21
+
+
+_LAST_KIND = max(Kind)
 
 
 class FrameError(ValueError):
@@ -90,7 +104,7 @@ class Decoder:
         position, end = 0, len(rest)
         while end - position >= HEADER.size:
             kind, length = HEADER.unpack_from(rest, position)
-            if kind > Kind.PROGRESS or length > MAX_PAYLOAD:
+            if kind > _LAST_KIND or length > MAX_PAYLOAD:
                 raise FrameError(f"no frame starts with {bytes(rest[position : position + 40])!r}")
             stop = position + HEADER.size + length
             if stop > end:

@@ -1,7 +1,9 @@
-"""Start a command in its own process group and know everything that descends from it, until nothing does.
+"""Start a command in its own session and know everything that descends from it, until nothing does.
 
 On Linux this process is made the reaper of orphans (PR_SET_CHILD_SUBREAPER, prctl(2)), so that a descendant which
-left the group by setsid is found as a child of ours once its parent has ended, and is ended as well.
+left the group by setsid is found as a child of ours once its parent has ended; where control groups allow it the
+command has one of its own, which holds its descendants whatever they do. `subprocess` cannot start it: the group is to
+be entered as root, then the user changed, then the parent's death tied to it, in this order.
 """
 
 from __future__ import annotations
@@ -9,55 +11,116 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import resource
 import signal
-import subprocess
+import struct
 import sys
+import termios
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
+
+from . import cgroup
+from .stdio import Refused
 
 PIPE_BYTES = 1 << 20
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _F_SETPIPE_SZ = 1031
+_EIO = 5
+
+
+class Account(NamedTuple):
+    """Who runs a command: ids, and the variables that go with them."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    environ: Mapping[str, str]
+
+
+class Launch(NamedTuple):
+    """What to start: a shell line, where, with which environment, as whom, and what its standard streams are.
+
+    `terminal` is (rows, columns) for a pseudo-terminal instead of pipes.
+    """
+
+    line: str
+    cwd: str
+    environ: Mapping[str, str]
+    wants_stdin: bool = False
+    terminal: tuple[int, int] | None = None
+    account: Account | None = None
 
 
 class Command:
     """One shell line running under bash, its pipes non-blocking; `counts` are bytes read of each stream."""
 
-    def __init__(self, line: str, cwd: str, environment: Mapping[str, str], *, wants_stdin: bool) -> None:
-        self.wants_stdin = wants_stdin
+    def __init__(self, launch: Launch, group: cgroup.Cgroup | None = None) -> None:
+        self._group = group
         prctl = _prctl()
         if prctl:
             prctl(_PR_SET_CHILD_SUBREAPER, 1)
         self._began_at = time.monotonic()
-        self._process = subprocess.Popen(
-            ["bash", "-c", line],
-            stdin=subprocess.PIPE if wants_stdin else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=cwd,
-            env=dict(environment),
-            start_new_session=True,
-            preexec_fn=_die_with_parent(prctl),
-        )
-        self.pid = self._process.pid
-        assert self._process.stdout
-        assert self._process.stderr
-        self.pipes = {"stdout": self._process.stdout.fileno(), "stderr": self._process.stderr.fileno()}
-        self.stdin = self._process.stdin.fileno() if self._process.stdin else None
-        for descriptor in [*self.pipes.values(), *([self.stdin] if self.stdin is not None else [])]:
+        self.has_terminal = launch.terminal is not None
+        self.pipes: dict[str, int] = {}
+        self._stdin_pipe: tuple[int, ...] = ()
+        self.pid = self._start(launch, prctl)
+        for descriptor in {*self.pipes.values(), *self._stdin_pipe}:
             os.set_blocking(descriptor, False)
             with suppress(OSError):
                 fcntl.fcntl(descriptor, _F_SETPIPE_SZ, PIPE_BYTES)
-        self.counts = {"stdout": 0, "stderr": 0}
-        self._checksums = {"stdout": 0, "stderr": 0}
         self._status: int | None = None
         self._seconds = 0.0
         self._peak_rss_bytes = 0
         self._left_behind = 0
         self._has_children = True
+
+    def _start(self, launch: Launch, prctl: Callable[..., int] | None) -> int:
+        theirs = self._terminal(launch.terminal) if launch.terminal is not None else self._pipes(launch.wants_stdin)
+        self._own_rss_bytes = _rss_bytes()
+        failing, failed = os.pipe()  # closed by exec: what comes through is why there was none
+        door = self._group.open_door() if self._group is not None else -1
+        pid = os.fork()
+        if pid == 0:
+            _become(launch, theirs, door, failed, prctl)
+        for descriptor in {*theirs, failed, *([door] if door >= 0 else [])}:
+            os.close(descriptor)
+        with open(failing, "rb") as source:
+            trouble = source.read()
+        if trouble:
+            os.waitpid(pid, 0)
+            raise Refused("not-started", f"the command could not be started: {os.fsdecode(trouble)}")
+        return pid
+
+    def _pipes(self, wants_stdin: bool) -> tuple[int, int, int]:
+        out, out_end = os.pipe()
+        err, err_end = os.pipe()
+        self.pipes = {"stdout": out, "stderr": err}
+        if wants_stdin:
+            in_end, ours = os.pipe()
+            self._stdin_pipe = (ours,)
+        else:
+            in_end = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        return in_end, out_end, err_end
+
+    def _terminal(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        master, slave = os.openpty()
+        self.pipes = {"stdout": master}
+        self._stdin_pipe = (master,)
+        self.resize(*size)
+        return slave, slave, slave
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the terminal's programs its size, in characters (tty_ioctl(4))."""
+        if self.has_terminal and self.stdin is not None:
+            with suppress(OSError, struct.error):
+                fcntl.ioctl(self.stdin, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    @property
+    def stdin(self) -> int | None:
+        """Return where the command's input is written, None when it takes none (any more)."""
+        return self._stdin_pipe[0] if self._stdin_pipe else None
 
     def identity(self) -> dict[str, int]:
         """Return the leader's process and group ids."""
@@ -70,7 +133,10 @@ class Command:
 
     def is_over(self) -> bool:
         """Say whether nothing runs any more and every byte was read."""
-        return self.has_leader_ended and not self._has_children and not self.pipes
+        return self.has_leader_ended and not self._has_children and not self.pipes and not self._is_group_populated()
+
+    def _is_group_populated(self) -> bool:
+        return self._group is not None and self._group.is_populated()
 
     def read(self, name: str, size: int) -> bytes | None:
         """Return what is in a pipe, None when nothing is or it has ended."""
@@ -78,33 +144,45 @@ class Command:
             data = os.read(self.pipes[name], size)
         except BlockingIOError:
             return None
+        except OSError as error:
+            if error.errno != _EIO:  # a terminal that its last program has left
+                raise
+            data = b""
         if not data:
-            os.close(self.pipes.pop(name))
+            descriptor = self.pipes.pop(name)
+            if self.has_terminal:
+                self._stdin_pipe = ()
+            os.close(descriptor)
             return None
-        self.counts[name] += len(data)
-        self._checksums[name] = zlib.crc32(data, self._checksums[name])
         return data
 
     def close_stdin(self) -> None:
-        """End the command's standard input."""
-        if self.stdin is not None:
+        """End the command's standard input; a terminal has no end but the one that is typed."""
+        if self.stdin is not None and not self.has_terminal:
             os.close(self.stdin)
-            self.stdin = None
+            self._stdin_pipe = ()
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process group; a group that is gone is fine."""
+        """Send a signal to the process group (with a terminal, to what runs in its foreground)."""
+        group = self.pid
+        if self.has_terminal and self.stdin is not None:
+            with suppress(OSError):
+                group = os.tcgetpgrp(self.stdin) or self.pid
         with suppress(OSError):
-            os.killpg(self.pid, number)
+            os.killpg(group, number)
 
     def signal_everything(self, number: int) -> None:
-        """Send a signal to the group and to every orphan that came to us."""
+        """Send a signal to the group, to every orphan that came to us, and to all that its control group holds."""
         orphans = [pid for pid in _children() if pid != self.pid]
         if self.has_leader_ended and number == signal.SIGTERM:
             self._left_behind += len(orphans)
-        self.signal(number)
+        with suppress(OSError):
+            os.killpg(self.pid, number)
         for pid in orphans:
             with suppress(OSError):
                 os.kill(pid, number)
+        if self._group is not None:
+            self._group.signal(number)
 
     def reap(self) -> None:
         """Collect every child that has ended; remember how the leader did."""
@@ -118,24 +196,60 @@ class Command:
                 return
             if pid == self.pid:
                 self._status = os.waitstatus_to_exitcode(status)
-                self._process.returncode = self._status
                 self._seconds = time.monotonic() - self._began_at
-                self._peak_rss_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+                self._peak_rss_bytes = _as_bytes(usage.ru_maxrss)
 
     def end(self) -> dict[str, Any]:
-        """Return the facts of the end, once it is over."""
+        """Return the facts of the end, once it is over, and let the control group go."""
+        if self._group is not None:
+            self._group.remove()
         status = self._status if self._status is not None else 0
         return {
             "status": status if status >= 0 else None,
             "signal": -status if status < 0 else None,
             "seconds": self._seconds,
-            "peak_rss_bytes": self._peak_rss_bytes,
-            "stdout_bytes": self.counts["stdout"],
-            "stderr_bytes": self.counts["stderr"],
-            "stdout_crc32": self._checksums["stdout"],
-            "stderr_crc32": self._checksums["stderr"],
+            # A forked process begins with its parent's size (getrusage(2)): up to there nothing can be told.
+            "peak_rss_bytes": self._peak_rss_bytes if self._peak_rss_bytes > self._own_rss_bytes else None,
             "left_behind": self._left_behind,
         }
+
+
+def _become(
+    launch: Launch, streams: tuple[int, int, int], door: int, failed: int, prctl: Callable[..., int] | None
+) -> NoReturn:
+    """Turn this forked process into the command; what fails goes through `failed`."""
+    try:
+        os.setsid()
+        for number, descriptor in enumerate(streams):
+            os.dup2(descriptor, number)
+        if launch.terminal is not None:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if door >= 0:
+            with suppress(OSError):
+                os.write(door, b"0")
+        if launch.account is not None:
+            os.setgroups(launch.account.groups)
+            os.setgid(launch.account.gid)
+            os.setuid(launch.account.uid)
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))  # nobody else would end it then
+        os.chdir(launch.cwd)
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            with suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_DFL)
+        os.execvpe("bash", ["bash", "-c", launch.line], dict(launch.environ))
+    except BaseException as error:  # noqa: BLE001 - a forked process must not run its parent's code
+        os.write(failed, os.fsencode(str(error) or type(error).__name__))
+    os._exit(127)
+
+
+def _rss_bytes() -> int:
+    return _as_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def _as_bytes(maxrss: int) -> int:
+    return maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _prctl() -> Callable[..., int] | None:
@@ -144,19 +258,6 @@ def _prctl() -> Callable[..., int] | None:
         return None
     function: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
     return function
-
-
-def _die_with_parent(prctl: Callable[..., int] | None) -> Callable[[], None] | None:
-    """Have the shell killed when this process is: nobody else would end it then."""
-    if prctl is None:
-        return None
-
-    def in_child() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        for number in (signal.SIGINT, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_DFL)
-
-    return in_child
 
 
 def _children() -> list[int]:

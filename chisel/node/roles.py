@@ -7,7 +7,10 @@ MODULES = {
     "receive": "receiver",
     "send": "sender",
     "probe": "probe",
-    "status": "registry",
+    "attach": "attach",
+    "logs": "logs",
+    "kill": "kill",
+    "status": "status",
     "aggregate": "aggregate",
     "hostkey": "hostkey",
     "limits": "limits",
@@ -16,4 +19,4 @@ MODULES = {
 }
 
 # Looking at a droplet is no use of it: these do not push its idleness away.
-PASSIVE = frozenset({"probe", "status", "hostkey", "results", "mend"})
+PASSIVE = frozenset({"probe", "status", "hostkey", "results", "mend", "logs"})

@@ -1,7 +1,11 @@
-"""Own a user's command: its process group, its output in frames with offsets, signals as messages, its exact end.
+"""Own a user's command: its processes, its output in frames with offsets, signals as messages, its exact end.
 
-One process, one poll loop. The command's pipes are read only while the channel takes what was read, so a slow reader
-slows the command and memory stays bounded; signals and the client's end are seen all the same.
+One process, one poll loop, whoever is there to see it. A client is a pair of descriptors: those of the session that
+started the command, later those that another session hands over (`attach`). Output is kept until a client says that it
+has it (see `spool`); a client that is there but slow slows the command, one that is silent or gone does not.
+
+A channel that closes while its client was heard is a killed client: the command is ended unless one comes back within
+`COMES_BACK_S`. One that fell silent first is a sleeping laptop or a dead network: the command runs on, for `orphan_s`.
 """
 
 from __future__ import annotations
@@ -11,16 +15,24 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from . import env, frames, registry
+from . import client, environment, frames, listener, registry
 from .processes import Command
+from .spool import LIMIT_BYTES, Mark, Spool
 from .stdio import Channel, Refused
 
 CHUNK = 1 << 16
-BUFFER_LIMIT = 1 << 20
 CLIENT_GONE_GRACE_S = 2.0
 LEFT_BEHIND_GRACE_S = 1.0
+TIMEOUT_GRACE_S = 5.0
+SILENT_AFTER_S = 3.5
+COMES_BACK_S = 10.0
+ORPHAN_S = 7200.0
+LINGER_S = 30.0
+_STDIN_LIMIT = 1 << 20
+_RETRY_S = 1.0
 _STREAMS = ((frames.Kind.STDOUT, "stdout"), (frames.Kind.STDERR, "stderr"))
 
 
@@ -29,64 +41,114 @@ def main(channel: Channel, request: dict[str, Any]) -> int:
     run_id = str(request.get("run_id", ""))
     if not registry.is_run_id(run_id):
         raise Refused("bad-request", f"`{run_id}` cannot be a run's id")
-    cwd = env.expand(str(request.get("cwd") or "~"))
-    if not os.path.isdir(cwd):
-        raise Refused(
-            "no-cwd", f"there is no directory `{request.get('cwd')}` on the droplet: nothing was synced there"
-        )
+    launch = environment.read_launch(request)
     entry = registry.Entry(run_id)
+    door = listener.Listener(entry.directory)
     facts = {
         "line": str(request.get("shown") or request["line"]),
-        "cwd": str(request.get("cwd")),
+        "cwd": str(request.get("cwd") or "~"),
         "owner": str(request.get("owner", "")),
+        "detached": bool(request.get("detached")),
         "started_at": time.time(),
         "pid": os.getpid(),
     }
     entry.write("run.json", facts)
-    environment = env.command_environment({str(k): str(v) for k, v in dict(request.get("env") or {}).items()})
-    command = Command(str(request["line"]), cwd, environment, wants_stdin=bool(request.get("stdin")))
-    ended = Supervisor(channel, command).run(run_id, str(request.get("cwd")))
-    entry.write("exit.json", {**ended, "ended_at": time.time()})
+    os.chdir("/")
+    spool = Spool(entry.directory, limit_bytes=int(request.get("spool_bytes") or LIMIT_BYTES))
+    try:
+        command = Command(launch, environment.group_of(run_id))
+    except Refused as refusal:
+        entry.write("exit.json", {"status": 127, "error": str(refusal), "ended_at": time.time()})
+        raise
+    supervisor = Supervisor(client.Client(channel), command, spool, door, entry, request)
+    supervisor.run({"run_id": run_id, **facts})
+    environment.clean_up(request)
     entry.close()
     return 0
 
 
 class Supervisor:
-    """Pump one command's streams through one channel until both are done."""
+    """Pump one command's streams until it is over and its end is told or on disk."""
 
-    def __init__(self, channel: Channel, command: Command) -> None:
-        self._channel = channel
+    def __init__(
+        self,
+        first: client.Client,
+        command: Command,
+        spool: Spool,
+        door: listener.Listener,
+        entry: registry.Entry,
+        request: dict[str, Any],
+    ) -> None:
+        self._client: client.Client | None = first
         self._command = command
-        self._out: list[bytes] = []
-        self._out_bytes = 0
+        self._spool = spool
+        self._door = door
+        self._entry = entry
+        self._is_detached = bool(request.get("detached"))
+        self._may_resume = bool(request.get("resumes", True))
+        self._orphan_s = float(request.get("orphan_s") or ORPHAN_S)
+        self._facts: dict[str, Any] = {}
         self._stdin: list[bytes] = []
-        self._stdin_ended = not command.wants_stdin
-        self._client_is_there = True
+        self._stdin_taken = 0
+        self._stdin_fed = 0
+        self._stdin_ended = not request.get("stdin") and not command.has_terminal
+        self._signals_taken = 0
         self._steps: list[tuple[float, int]] = []
+        self._ended_by: str | None = None
+        self._dropped_bytes = 0
+        self._exit: bytes | None = None
+        self._timeout_at: float | None = None
+        self._gone_at: float | None = None
+        self._retry_at: float | None = None
         self._woken, self._wake = os.pipe()
+        if request.get("timeout_s"):
+            self._timeout_at = time.monotonic() + float(request["timeout_s"])
 
-    def run(self, run_id: str, cwd: str) -> dict[str, Any]:
-        """Pump until the command and everything it left behind have ended; return the facts of its end."""
+    def run(self, facts: dict[str, Any]) -> None:
+        """Pump until the command and everything it left behind have ended, and a client or the disk knows it all."""
+        self._facts = {**facts, **self._command.identity()}
         self._prepare()
-        self._queue(frames.encode_json(frames.Kind.STARTED, {"run_id": run_id, "cwd": cwd, **self._command.identity()}))
+        if self._is_detached:
+            self._spool.to_disk()
+        self._tell(frames.encode_json(frames.Kind.STARTED, self._facts))
         while not self._command.is_over():
             self._poll()
-        ended = self._command.end()
-        self._queue(frames.encode_json(frames.Kind.EXIT, ended))
-        while self._out and self._client_is_there:
+        self._end()
+        while self._client is not None and self._gone_at is None:
             self._poll()
-        return ended
+        self._spool.close()
 
     def _prepare(self) -> None:
-        for descriptor in (self._channel.fileno_in, self._channel.fileno_out, self._woken, self._wake):
+        for descriptor in (self._woken, self._wake):
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        for frame in self._channel.waiting:
+        for number in (signal.SIGPIPE, signal.SIGHUP):  # the session that started it may go
+            signal.signal(number, signal.SIG_IGN)
+        assert self._client is not None
+        for frame in self._client.early():
             self._take(frame)
-        self._channel.waiting.clear()
+
+    def _end(self) -> None:
+        """Write down how it ended, what no client has yet too, and tell the client."""
+        mark = self._spool.end._asdict()
+        ended = {
+            **self._command.end(),
+            "ended_by": self._ended_by,
+            "dropped_bytes": self._dropped_bytes,
+            "stdout_bytes": mark.pop("stdout"),
+            "stderr_bytes": mark.pop("stderr"),
+            **mark,
+        }
+        self._spool.to_disk()
+        self._entry.write("exit.json", {**ended, "ended_at": time.time()})
+        self._door.close()
+        self._exit = frames.encode_json(frames.Kind.EXIT, ended)
+        self._timeout_at = None
+        if self._client is not None:
+            self._client.last_heard = time.monotonic()
+            self._flush()
 
     # -- the loop
 
@@ -99,128 +161,272 @@ class Supervisor:
             ready[descriptor] = do
 
         watch(self._woken, select.POLLIN, self._on_signal)
-        if self._client_is_there:
-            watch(self._channel.fileno_in, select.POLLIN, self._on_client)
-            if self._out:
-                watch(self._channel.fileno_out, select.POLLOUT, self._flush)
-        if self._out_bytes < BUFFER_LIMIT:
+        for descriptor in self._door.filenos():
+            watch(descriptor, select.POLLIN, lambda descriptor=descriptor: self._on_door(descriptor))  # type: ignore[misc]
+        at_hand = self._client
+        if at_hand is not None:
+            watch(at_hand.fileno_in, select.POLLIN, self._on_client)
+            if at_hand.has_unsent or self._spool.has_more or self._exit:
+                watch(at_hand.fileno_out, select.POLLOUT, self._flush)
+        if not self._spool.is_full or self._must_drop:
             for kind, name in _STREAMS:
-                descriptor = self._command.pipes.get(name)
-                if descriptor is not None:
+                descriptor = self._command.pipes.get(name, -1)
+                if descriptor >= 0:
                     watch(descriptor, select.POLLIN, lambda kind=kind, name=name: self._on_output(kind, name))  # type: ignore[misc]
         if self._stdin and self._command.stdin is not None:
-            watch(self._command.stdin, select.POLLOUT, self._feed_stdin)
-        for descriptor, _ in poll.poll(self._timeout_ms()):
+            writing = self._command.stdin
+            if writing in ready:  # a terminal is read and written through one descriptor
+                poll.modify(writing, select.POLLIN | select.POLLOUT)
+            else:
+                watch(writing, select.POLLOUT, self._feed_stdin)
+        for descriptor, events in poll.poll(self._timeout_ms()):
             if descriptor in ready:
                 ready[descriptor]()
-        self._take_due_steps()
+            if events & select.POLLOUT and self._stdin and descriptor == self._command.stdin:
+                self._feed_stdin()
+        self._on_time()
         self._command.reap()
-        if self._command.has_leader_ended and not self._steps:
+        if self._command.has_leader_ended and not self._steps and self._exit is None:
             self._end_in_steps(LEFT_BEHIND_GRACE_S)
 
+    # -- time
+
     def _timeout_ms(self) -> int | None:
-        if not self._steps:
+        now = time.monotonic()
+        due = [at for at in (self._timeout_at, self._gone_at, self._retry_at, self._silent_at()) if at is not None]
+        if self._steps:
+            # Processes reparented to this one end without a signal to wait for: look again soon.
+            due += [self._steps[0][0], now + 0.05]
+        elif self._command.has_leader_ended and self._exit is None:
+            due.append(now + 0.05)
+        return None if not due else max(0, int((min(due) - now) * 1000) + 1)
+
+    def _silent_at(self) -> float | None:
+        """Return when the next thing happens if the client says nothing more."""
+        if self._client is None:
             return None
-        # Processes reparented to this one end without a signal to wait for: look again soon.
-        return max(1, min(50, int((self._steps[0][0] - time.monotonic()) * 1000)))
+        heard = self._client.last_heard
+        if self._exit is not None:
+            return heard + LINGER_S
+        return heard + (SILENT_AFTER_S if not self._spool.is_on_disk else self._orphan_s)
+
+    def _on_time(self) -> None:
+        now = time.monotonic()
+        while self._steps and self._steps[0][0] <= now:
+            _, number = self._steps.pop(0)
+            self._command.signal_everything(number)
+            if not self._steps:
+                # What was forked in between is found and killed again until nothing is left.
+                self._steps = [(now + 0.05, signal.SIGKILL)]
+                break
+        if self._timeout_at is not None and now >= self._timeout_at:
+            self._timeout_at = None
+            self.end("timeout", TIMEOUT_GRACE_S)
+        if self._gone_at is not None and now >= self._gone_at:
+            self._gone_at = None
+            self.end("client-gone", CLIENT_GONE_GRACE_S)
+        if self._retry_at is not None and now >= self._retry_at:
+            self._retry_at = None
+            self._spool.retry()
+        if self._spool.is_on_disk and self._spool.is_full and self._retry_at is None:
+            self._retry_at = now + _RETRY_S
+        silent_at = self._silent_at()
+        if silent_at is not None and now >= silent_at:
+            self._on_silence()
+
+    def _on_silence(self) -> None:
+        """Let the command run on without its client; one that was silent for too long is none."""
+        if self._exit is not None:
+            self._lost()
+        elif not self._spool.is_on_disk:
+            self._spool.to_disk()
+        elif not self._is_detached:
+            assert self._client is not None
+            self._client.last_heard = time.monotonic()
+            self.end("orphan", CLIENT_GONE_GRACE_S)
+        else:
+            self._lost()
 
     def _on_signal(self) -> None:
-        for number in os.read(self._woken, 512):
-            if number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-                self._client_gone()
+        if {signal.SIGTERM, signal.SIGINT} & set(os.read(self._woken, 512)):
+            self.end("supervisor", CLIENT_GONE_GRACE_S)
+
+    # -- the client
+
+    def _tell(self, frame: bytes) -> None:
+        if self._client is not None:
+            self._client.tell(frame)
+            self._flush()
 
     def _on_client(self) -> None:
-        try:
-            data = os.read(self._channel.fileno_in, CHUNK)
-        except BlockingIOError:
+        assert self._client is not None
+        found = self._client.receive()
+        if found is None:
+            self._lost()
             return
-        except OSError:
-            data = b""
-        if not data:
-            self._client_gone()
-            return
-        for frame in self._channel.decoder.feed(data):
+        for frame in found:
             self._take(frame)
+
+    def _flush(self) -> None:
+        at_hand = self._client
+        if at_hand is not None and not at_hand.flush(self._spool, self._exit):
+            self._lost()
+
+    def _lost(self) -> None:
+        """Go on without the client, for as long as it may be expected back."""
+        if self._client is None:
+            return
+        now = time.monotonic()
+        was_heard = now - self._client.last_heard < SILENT_AFTER_S
+        has_left = self._client.has_left
+        self._client.close()
+        self._client = None
+        if self._exit is not None:
+            return
+        self._spool.to_disk()
+        if self._is_detached or has_left:
+            return
+        if not self._may_resume:
+            self.end("client-gone", CLIENT_GONE_GRACE_S)
+        else:
+            self._gone_at = now + (COMES_BACK_S if was_heard else self._orphan_s)
 
     def _take(self, frame: frames.Frame) -> None:
         if frame.kind == frames.Kind.SIGNAL:
-            self._command.signal(int(frame.json()["signal"]))
-        elif frame.kind == frames.Kind.STDIN and self._command.stdin is not None:
-            self._stdin.append(frame.payload)
+            self._take_signal(frame.json())
+        elif frame.kind == frames.Kind.STDIN:
+            self._take_stdin(frame.payload)
         elif frame.kind == frames.Kind.STDIN_EOF:
             self._stdin_ended = True
             self._feed_stdin()
+        elif frame.kind == frames.Kind.ACK:
+            self._spool.ack(frames.OFFSET.unpack(frame.payload)[0])
+        elif frame.kind == frames.Kind.HEARTBEAT:
+            self._tell(frames.encode(frames.Kind.HEARTBEAT))
+        elif frame.kind == frames.Kind.END:
+            self.end("asked", float(frame.json().get("grace_s", CLIENT_GONE_GRACE_S)))
+        elif frame.kind == frames.Kind.LEAVE and self._client is not None:
+            self._client.has_left = True
+        elif frame.kind == frames.Kind.SIZE:
+            facts = frame.json()
+            self._command.resize(int(facts["rows"]), int(facts["columns"]))
+
+    def _take_signal(self, facts: dict[str, Any]) -> None:
+        """Pass a signal on; `index` counts the client's, so that one sent again after a lost link counts once."""
+        index = facts.get("index")
+        if index is not None and int(index) < self._signals_taken:
+            return
+        self._signals_taken = self._signals_taken + 1 if index is None else int(index) + 1
+        number = int(facts["signal"])
+        if number == signal.SIGKILL:
+            self._command.signal_everything(number)
+        else:
+            self._command.signal(number)
+
+    # -- whoever comes by the door
+
+    def _on_door(self, descriptor: int) -> None:
+        for visitor in self._door.take(descriptor):
+            what = visitor.request.get("what")
+            if what == "attach" and len(visitor.descriptors) == 2:
+                self._attach(visitor)
+            elif what == "watch":
+                self._spool.to_disk()
+                self._door.keep(visitor)
+                visitor.nudge()
+            elif what == "signal":
+                self._take_signal({"signal": int(visitor.request["signal"])})
+                visitor.close()
+            elif what == "end":
+                self.end("asked", float(visitor.request.get("grace_s", TIMEOUT_GRACE_S)))
+                self._door.keep(visitor)
+            else:
+                visitor.close()
+
+    def _attach(self, visitor: listener.Visitor) -> None:
+        """Take over a session's channel in place of the one before."""
+        fresh = client.Client.over(visitor)
+        place = visitor.request.get("place")
+        try:
+            if place is None:
+                self._spool.to_disk()
+                self._spool.rewind()
+            else:
+                self._spool.seek(Mark(**{name: int(value) for name, value in place.items()}))
+        except Refused as refusal:
+            fresh.refuse(refusal.code, str(refusal))
+            return
+        if self._client is not None:
+            self._client.refuse("taken-over", "another chisel has attached to this command")
+        self._client, self._gone_at = fresh, None
+        start = self._spool.place._asdict()
+        told = {**self._facts, "place": start, "stdin": self._stdin_taken, "signals": self._signals_taken}
+        self._tell(frames.encode_json(frames.Kind.ATTACHED, told))
+
+    # -- the command's streams
+
+    @property
+    def _must_drop(self) -> bool:
+        """Say whether what an ended command left in its pipes can go nowhere: no reader, and no room."""
+        return self._command.has_leader_ended and self._client is None and self._spool.is_full
 
     def _on_output(self, kind: int, name: str) -> None:
         data = self._command.read(name, CHUNK)
         if data is None:
             return
-        if self._client_is_there:
-            offset = frames.OFFSET.pack(self._command.counts[name] - len(data))
-            self._queue(frames.HEADER.pack(kind, len(offset) + len(data)) + offset)
-            self._queue(data)
-            self._flush()
-
-    def _queue(self, data: bytes) -> None:
-        if self._client_is_there:
-            self._out.append(data)
-            self._out_bytes += len(data)
-
-    def _flush(self) -> None:
-        try:
-            written = os.writev(self._channel.fileno_out, self._out[:64])
-        except BlockingIOError:
+        if self._must_drop:
+            self._dropped_bytes += len(data)
             return
-        except OSError:
-            self._client_gone()
+        self._spool.append(kind, data)
+        self._door.nudge()
+        self._flush()
+
+    def _take_stdin(self, payload: bytes) -> None:
+        """Take input; what came before a lost link already is not taken twice."""
+        (offset,) = frames.OFFSET.unpack_from(payload)
+        data = payload[frames.OFFSET.size + max(0, self._stdin_taken - offset) :]
+        if offset > self._stdin_taken or not data or self._command.stdin is None:
             return
-        self._out_bytes -= written
-        done = 0
-        while done < len(self._out) and written >= len(self._out[done]):
-            written -= len(self._out[done])
-            done += 1
-        del self._out[:done]
-        if written:
-            self._out[0] = self._out[0][written:]
+        self._stdin_taken += len(data)
+        self._stdin.append(data)
+        self._feed_stdin()
 
     def _feed_stdin(self) -> None:
         descriptor = self._command.stdin
         if descriptor is None:
+            self._stdin.clear()
             return
+        before = self._stdin_fed
         try:
             while self._stdin:
                 written = os.write(descriptor, self._stdin[0])
+                self._stdin_fed += written
                 self._stdin[0] = self._stdin[0][written:]
                 if not self._stdin[0]:
                     del self._stdin[0]
         except BlockingIOError:
-            return
-        except OSError:
+            pass
+        except OSError:  # the command reads no more: what is still to come is dropped
+            self._stdin_fed = self._stdin_taken
             self._stdin.clear()
             self._stdin_ended = True
-        if self._stdin_ended:
+        if self._stdin_fed != before:
+            self._tell(frames.encode(frames.Kind.STDIN_ACK, frames.OFFSET.pack(self._stdin_fed)))
+        if self._stdin_ended and not self._stdin:
             self._command.close_stdin()
 
     # -- the end
 
-    def _client_gone(self) -> None:
-        """End the command: nobody is there to want it. Its record stays."""
-        if self._client_is_there:
-            self._client_is_there = False
-            self._out.clear()
-            self._out_bytes = 0
-            self._steps.clear()
-            self._end_in_steps(CLIENT_GONE_GRACE_S)
+    def end(self, why: str, grace_s: float) -> None:
+        """End the command: TERM, and KILL after a grace; its record stays."""
+        if self._exit is not None:
+            return
+        if self._ended_by is None and not self._command.has_leader_ended:
+            self._ended_by = why
+        self._end_in_steps(grace_s)
 
     def _end_in_steps(self, grace_s: float) -> None:
         now = time.monotonic()
         self._steps = [(now, signal.SIGTERM), (now + grace_s, signal.SIGKILL)]
-        self._take_due_steps()
-
-    def _take_due_steps(self) -> None:
-        while self._steps and self._steps[0][0] <= time.monotonic():
-            _, number = self._steps.pop(0)
-            self._command.signal_everything(number)
-            if not self._steps:
-                # What was forked in between is found and killed again until nothing is left.
-                self._steps = [(time.monotonic() + 0.05, signal.SIGKILL)]
+        with suppress(OSError):
+            self._command.signal(signal.SIGCONT)  # what is stopped cannot end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 LONGEST_LINE = 1 << 20
 
@@ -34,6 +34,12 @@ class LinePrefixer:
         lines = self._tail + data[:cut] if self._tail else data[:cut]
         self._tail = data[cut:]
         return self._dress(lines[:-1])
+
+    def feed_all(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """Dress a whole stream, piece by piece."""
+        for piece in pieces:
+            yield self.feed(piece)
+        yield self.finish()
 
     def finish(self) -> bytes:
         """Return what is held back as a line of its own; empty when nothing is."""

@@ -14,6 +14,8 @@ from chisel import events
 from chisel.model import Bill, RunResult
 from chisel.render import tables, words
 from chisel.render.clean import clean, clean_lines
+from chisel.render.collect import STREAMS, Collector, Held, differences
+from chisel.render.outdir import OutDirectory
 from chisel.render.prefix import LinePrefixer, as_it_is
 from chisel.render.writer import Writer
 
@@ -31,7 +33,10 @@ _CLEAR = b"\x1b[H\x1b[J"
 class Look:
     """How text is to look: widths in columns, colour and terminal per stream, prefixes before output lines.
 
-    Paths below `cwd` are shown relative to it.
+    `mode` says when output is shown: as it comes, a droplet's when it ends, or equal output once at the end, then with
+    what differs. `is_raw` passes it through as it is, whatever reads it. `out_dir` gets a file per droplet and stream
+    as well. `line_end` ends chisel's own lines: a terminal in raw mode needs a carriage return. Paths below `cwd` are
+    shown relative to it.
     """
 
     width: int = 80
@@ -40,6 +45,10 @@ class Look:
     colour_stdout: bool = False
     colour_stderr: bool = False
     prefix: Literal["auto", "name", "none"] = "auto"
+    mode: Literal["live", "group", "fold", "diff"] = "live"
+    is_raw: bool = False
+    out_dir: Path | None = None
+    line_end: str = "\n"
     quiet: bool = False
     cwd: Path | None = None
 
@@ -53,6 +62,9 @@ class Screen:
         self._hosts: tuple[str, ...] = ()
         self._prefixers: dict[tuple[str | None, str], LinePrefixer] = {}
         self._results: list[RunResult] = []
+        self._collector = Collector() if look.mode != "live" else None
+        self._files = OutDirectory(look.out_dir, writer) if look.out_dir is not None else None
+        self._has_hinted = False
         self._bills: list[Bill] = []
         self._last_progress: dict[tuple[str | None, str], float] = {}
         self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
@@ -62,6 +74,9 @@ class Screen:
             events.Retry: self._retry,
             events.Output: self._output,
             events.RunEnded: self._run_ended,
+            events.RunDetached: self._detached,
+            events.LinkLost: self._link_lost,
+            events.LinkResumed: self._link_resumed,
             events.SyncEnded: self._sync_ended,
             events.PullEnded: self._pull_ended,
             events.ProfileRanked: self._ranked,
@@ -75,6 +90,8 @@ class Screen:
     def expect(self, hosts: Sequence[str]) -> None:
         """Learn the names of the droplets whose output is to come: prefixes are as wide as the longest."""
         self._hosts = tuple(hosts)
+        if self._files is not None:
+            self._files.expect(self._hosts)
 
     def emit(self, event: events.Event) -> None:
         """Show one event; never blocks."""
@@ -94,6 +111,10 @@ class Screen:
         for (_, stream), prefixer in self._prefixers.items():
             self._put(STDOUT if stream == "stdout" else STDERR, prefixer.finish())
         self._prefixers.clear()
+        if self._collector is not None:
+            if self._look.mode in ("fold", "diff"):
+                self._show_folded(self._collector)
+            self._writer.write_lazily(STDOUT, self._collector.closing())
         if len(self._results) > 1:
             self._table(tables.runs(self._results))
         if len(self._bills) > 1:
@@ -109,7 +130,7 @@ class Screen:
         line = clean(text)
         if style and self._look.colour_stderr:
             line = f"\x1b[{style}m{line}\x1b[0m"
-        self._put(STDERR, line.encode() + b"\n")
+        self._put(STDERR, (line + self._look.line_end).encode())
 
     def _put(self, descriptor: int, data: bytes) -> None:
         self._writer.write(descriptor, data)
@@ -155,8 +176,13 @@ class Screen:
         self.say(f"{event.what} failed ({event.reason}); trying again in {event.wait_s:.1f} s", "33")
 
     def _output(self, event: events.Output) -> None:
+        if self._files is not None:
+            self._files.take(event)
+        if self._collector is not None:
+            self._collector.add(event.host or "", event.stream, event.data)
+            return
         descriptor = STDOUT if event.stream == "stdout" else STDERR
-        if not self._is_prefixed():
+        if self._look.is_raw or (not self._is_prefixed() and len(self._hosts) < 2):
             self._put(descriptor, event.data)
             return
         key = (event.host, event.stream)
@@ -169,13 +195,16 @@ class Screen:
 
     def _prefixer(self, event: events.Output) -> LinePrefixer:
         to_stdout = event.stream == "stdout"
+        on_terminal = self._look.stdout_is_terminal if to_stdout else self._look.stderr_is_terminal
+        make_harmless = clean_lines if on_terminal else as_it_is
+        if not self._is_prefixed():
+            return LinePrefixer(b"", make_harmless)
         name = (event.host or "").ljust(max(map(len, self._hosts), default=0))
         label = f"{name} | "
         if self._look.colour_stdout if to_stdout else self._look.colour_stderr:
             colour = _COLOURS[self._hosts.index(event.host) % len(_COLOURS)] if event.host in self._hosts else 37
             label = f"\x1b[{colour}m{label}\x1b[0m"
-        on_terminal = self._look.stdout_is_terminal if to_stdout else self._look.stderr_is_terminal
-        return LinePrefixer(label.encode(), clean_lines if on_terminal else as_it_is)
+        return LinePrefixer(label.encode(), make_harmless)
 
     def _run_ended(self, event: events.RunEnded) -> None:
         for stream, descriptor in (("stdout", STDOUT), ("stderr", STDERR)):
@@ -183,8 +212,67 @@ class Screen:
             if prefixer:
                 self._put(descriptor, prefixer.finish())
         self._results.append(event.result)
+        if self._collector is not None:
+            self._count_ended()
+            if self._look.mode == "group":
+                self._show(self._collector.of(event.result.host), [event.result])
         if event.result.error:
             self.say(f"error: {event.result.host}: {event.result.error}", "31")
+
+    def _count_ended(self) -> None:
+        ended, total = len(self._results), max(len(self._hosts), len(self._results))
+        self.emit(events.Progress(task="ended", done=ended, total=total, unit="steps", is_done=ended == total))
+
+    def _show_folded(self, collector: Collector) -> None:
+        """Show equal output once, and with `diff` only what the smaller groups have different from the largest."""
+        by_host = {result.host: result for result in self._results}
+        groups = collector.folded([(name, by_host[name].status) for name in sorted(by_host, key=self._order)])
+        for index, (hosts, held) in enumerate(groups):
+            results = [by_host[host] for host in hosts]
+            if index and self._look.mode == "diff":
+                self._header(results)
+                for line in differences(groups[0][1], held, groups[0][0][0], hosts[0]):
+                    self._put(STDOUT, clean(line).encode() + b"\n")
+            else:
+                self._show(held, results)
+
+    def _show(self, held: Held, results: Sequence[RunResult]) -> None:
+        self._header(results)
+        for stream in STREAMS:
+            descriptor = STDOUT if stream == "stdout" else STDERR
+            on_terminal = self._look.stdout_is_terminal if descriptor == STDOUT else self._look.stderr_is_terminal
+            lines = LinePrefixer(b"", clean_lines if on_terminal and not self._look.is_raw else as_it_is)
+            self._writer.write_lazily(descriptor, lines.feed_all(held.pieces(stream)))
+
+    def _order(self, name: str) -> tuple[int, str]:
+        return (self._hosts.index(name) if name in self._hosts else len(self._hosts), name)
+
+    def _header(self, results: Sequence[RunResult]) -> None:
+        names = ", ".join(result.host for result in results)
+        count = f" ({len(results)})" if len(results) > 1 else ""
+        ended = f": status {results[0].status}" if results[0].status else ""
+        line = f"--- {names}{count}{ended} ---"
+        if self._look.colour_stdout:
+            line = f"\x1b[1m{line}\x1b[0m"
+        self._put(STDOUT, line.encode() + b"\n")
+
+    def _detached(self, event: events.RunDetached) -> None:
+        """Print the id, once for a pool, where a script can take it."""
+        if not self._has_hinted:
+            self._has_hinted = True
+            self._put(STDOUT, f"{event.run_id}\n".encode())
+            if not self._look.quiet:
+                self.say(f"it runs on there: chisel logs -f {event.run_id}", "36")
+
+    def _link_lost(self, event: events.LinkLost) -> None:
+        self.say(f"{event.host}: {event.reason}: its command runs on there, connecting again", "33")
+
+    def _link_resumed(self, event: events.LinkResumed) -> None:
+        self.say(
+            f"{event.host}: connected again after {words.duration(event.seconds)};"
+            f" its output goes on at byte {event.position:,}, checked",
+            "32",
+        )
 
     def _sync_ended(self, event: events.SyncEnded) -> None:
         one = event.result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -24,7 +24,7 @@ class Writer:
     """
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[int, bytes]] = deque()
+        self._queue: deque[tuple[int, bytes | Iterator[bytes]]] = deque()
         self._queued_bytes = 0
         self._more = anyio.Event()
         self._less = anyio.Event()
@@ -43,6 +43,12 @@ class Writer:
             self._queued_bytes += len(data)
             self._more.set()
 
+    def write_lazily(self, descriptor: int, pieces: Iterator[bytes]) -> None:
+        """Queue what is yet to be read from somewhere: it is when its turn comes, in the writing thread."""
+        self._queue.append((descriptor, pieces))
+        self._queued_bytes += 1
+        self._more.set()
+
     async def drain(self) -> None:
         """Wait while more than the high-water mark is queued."""
         while self._queued_bytes > HIGH_WATER_BYTES:
@@ -60,7 +66,7 @@ class Writer:
                 self._more = anyio.Event()
                 await self._more.wait()
             descriptor, chunks = self._next_batch()
-            size = sum(map(len, chunks))
+            size = 1 if isinstance(chunks, Iterator) else sum(map(len, chunks))
             try:
                 await to_thread.run_sync(_write_all, descriptor, chunks, limiter=self._limiter, abandon_on_cancel=True)
             except OSError:
@@ -69,15 +75,25 @@ class Writer:
             self._less.set()
             self._less = anyio.Event()
 
-    def _next_batch(self) -> tuple[int, list[bytes]]:
+    def _next_batch(self) -> tuple[int, list[bytes] | Iterator[bytes]]:
         descriptor, chunk = self._queue.popleft()
+        if not isinstance(chunk, bytes):
+            return descriptor, chunk
         chunks = [chunk]
         while self._queue and self._queue[0][0] == descriptor and len(chunks) < _AT_ONCE:
-            chunks.append(self._queue.popleft()[1])
+            following = self._queue[0][1]
+            if not isinstance(following, bytes):
+                break
+            chunks.append(following)
+            self._queue.popleft()
         return descriptor, chunks
 
 
-def _write_all(descriptor: int, chunks: list[bytes]) -> None:
+def _write_all(descriptor: int, chunks: list[bytes] | Iterator[bytes]) -> None:
+    if isinstance(chunks, Iterator):
+        for chunk in chunks:
+            _write_all(descriptor, [chunk] if chunk else [])
+        return
     left = [memoryview(chunk) for chunk in chunks]
     while left:
         written = os.writev(descriptor, left)

@@ -15,8 +15,9 @@ from chisel.model import Host
 from chisel.node import frames
 from chisel.node.frames import Frame, Kind
 from chisel.ssh.boot import MISSING, MISSING_STATUS
+from chisel.ssh.window import correct
 
-BUFFER_LIMIT = 1 << 20
+BUFFER_LIMIT = 1 << 18
 _STDERR_LIMIT = 8192
 _SHOWN = 200
 _END_S, _CLOSE_S = 1.0, 2.0
@@ -47,6 +48,7 @@ class NodeSession(asyncssh.SSHClientSession[bytes]):
 
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
         """Keep the channel."""
+        correct(chan)
         self._channel = chan
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,11 +18,13 @@ from chisel.node.frames import Kind
 from chisel.ssh.boot import install_line, start_line
 from chisel.ssh.channel import NodeChannel, NodeSession
 from chisel.ssh.keys import KeyPair, load_or_create_client_key
+from chisel.ssh.link import Link
 from chisel.ssh.program import NodeProgram, pack_node_program
 from chisel.ssh.refusal import remote_error
 from chisel.ssh.translate import translated
 
-MOST_SESSIONS = 8
+DEFAULT_WINDOW = 2 << 20
+_FOLLOWED = frozenset({"supervise", "attach"})
 _CLOSE_S = 2.0
 _KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr")
@@ -83,7 +85,8 @@ class Connector:
             known = self._connections.get(host)
             if known is not None and not known.is_lost:
                 return known
-            fresh = await self._open(host)
+            first = await self._open(host)
+            fresh = Connection(host, first, self._program, self._deadlines, self._open)
             self._connections[host] = fresh
             return fresh
 
@@ -100,7 +103,7 @@ class Connector:
         for connection in closing:
             await connection.close()
 
-    async def _open(self, host: Host) -> Connection:
+    async def _open(self, host: Host) -> Link:
         pinned = [_public_key(key) for key in (host.host_key, host.next_host_key) if key is not None]
         algorithms = list(dict.fromkeys(key.get_algorithm() for key in pinned))
         deadlines = self._deadlines
@@ -123,48 +126,85 @@ class Connector:
                 keepalive_interval=deadlines.keepalive_s,
                 keepalive_count_max=deadlines.keepalive_count,
             )
-        return Connection(host, raw, self._program, deadlines)
+        return Link(raw, deadlines.keepalive_s, deadlines.keepalive_count)
 
 
 class Connection:
-    """One verified connection. At most `MOST_SESSIONS` sessions at a time (sshd allows 10); further ones wait."""
+    """A verified connection: one link, and more of them while more than `MOST_SESSIONS` sessions are open at a time.
+
+    Links are opened one after the other: sshd drops some of those that come at once (MaxStartups, sshd_config(5)).
+    """
 
     def __init__(
-        self, host: Host, raw: asyncssh.SSHClientConnection, program: NodeProgram, deadlines: Deadlines
+        self,
+        host: Host,
+        first: Link,
+        program: NodeProgram,
+        deadlines: Deadlines,
+        more: Callable[[Host], Awaitable[Link]],
     ) -> None:
         self.host = host
-        self._raw = raw
+        self._links = [first]
         self._program = program
         self._deadlines = deadlines
-        self._sessions = anyio.Semaphore(MOST_SESSIONS)
+        self._more = more
+        self._opening = anyio.Lock()
 
     @property
     def is_lost(self) -> bool:
-        """Say whether the connection has ended."""
-        return self._raw.is_closed()
+        """Say whether the first of its links has ended."""
+        return self._links[0].is_lost
 
     def abort(self) -> None:
         """Drop the connection at once."""
-        self._raw.abort()
+        for link in self._links:
+            link.raw.abort()
 
     async def close(self) -> None:
         """Close in order."""
-        self._raw.close()
-        await self._raw.wait_closed()
+        for link in self._links:
+            link.raw.close()
+        for link in self._links:
+            await link.raw.wait_closed()
 
     @asynccontextmanager
-    async def node(self, role: str, request: dict[str, Any]) -> AsyncIterator[NodeChannel]:
+    async def _link(self) -> AsyncIterator[Link]:
+        """Give a link with room for a session, opening another where all are full."""
+        link = next((one for one in self._links if one.has_room), None)
+        if link is None:
+            async with self._opening:
+                link = next((one for one in self._links if one.has_room), None)
+                if link is None:
+                    if self.is_lost:
+                        raise HostUnreachable(f"the connection to `{self.host.name}` was lost", host=self.host.name)
+                    link = await self._more(self.host)
+                    self._links = [self._links[0], *(one for one in self._links[1:] if not one.is_lost), link]
+        link.sessions += 1
+        try:
+            yield link
+        finally:
+            link.sessions -= 1
+
+    @asynccontextmanager
+    async def node(
+        self, role: str, request: dict[str, Any], *, window: int | None = None
+    ) -> AsyncIterator[NodeChannel]:
         """Start a role of the node program, shipping the program first where it is missing, and send the request.
 
-        Leaving closes the channel: the role sees the end of its input and ends. Raises HostUnreachable, and NotReady
-        when something else than the program answers.
+        `window` bounds, in bytes, what may arrive unread. Leaving closes the channel: the role sees the end of its
+        input and ends. Raises HostUnreachable, and NotReady when something else than the program answers.
         """
-        async with self._sessions:
-            channel = await self._start(role, request)
+        async with self._link() as link:
+            channel = await self._start(link, role, request, window or DEFAULT_WINDOW)
+            is_followed = role in _FOLLOWED
+            if is_followed:
+                link.follow()
             try:
                 yield channel
             finally:
                 await channel.close()
+                if is_followed:
+                    link.unfollow()
 
     async def ask(self, role: str, request: dict[str, Any]) -> dict[str, Any]:
         """Start a role that gives one answer, and return it.
@@ -182,11 +222,11 @@ class Connection:
                         return answer
         raise HostUnreachable(f"`{self.host.name}` ended `{role}` without an answer", host=self.host.name)
 
-    async def _start(self, role: str, request: dict[str, Any]) -> NodeChannel:
+    async def _start(self, link: Link, role: str, request: dict[str, Any], window: int) -> NodeChannel:
         program = self._program
         for ships in (False, True):
             line = install_line(program.sha256, role, len(program.data)) if ships else start_line(program.sha256, role)
-            channel = await self._session(line)
+            channel = await self._session(link, line, window)
             try:
                 with translated(self.host, f"starting `{role}`"), anyio.fail_after(self._deadlines.hello_s):
                     if ships:
@@ -201,10 +241,12 @@ class Connection:
             await channel.close()
         raise NotReady(f"`{self.host.name}` does not keep the node program", host=self.host.name)
 
-    async def _session(self, line: str) -> NodeChannel:
+    async def _session(self, link: Link, line: str, window: int) -> NodeChannel:
         with translated(self.host, "opening a session"), anyio.fail_after(self._deadlines.hello_s):
             session = NodeSession(self.host)
-            raw, _ = await self._raw.create_session(lambda: session, line, encoding=None, request_pty=False)
+            raw, _ = await link.raw.create_session(
+                lambda: session, line, encoding=None, request_pty=False, window=window
+            )
         return NodeChannel(self.host, session, raw)
 
     async def shell(self, line: str, *, timeout_s: float, input: bytes = b"") -> ShellAnswer:
@@ -212,16 +254,16 @@ class Connection:
 
         Raises HostUnreachable after `timeout_s`; the line may then still run on the droplet.
         """
-        async with self._sessions:
+        async with self._link() as link:
             with translated(self.host, "asking the shell"), anyio.fail_after(timeout_s):
-                ended = await self._raw.run(line, input=input, encoding=None, check=False)
+                ended = await link.raw.run(line, input=input, encoding=None, check=False)
         return ShellAnswer(ended.exit_status, _bytes(ended.stdout), _bytes(ended.stderr))
 
     async def read_file(self, path: PurePosixPath, *, max_bytes: int, timeout_s: float = 30.0) -> bytes:
         """Return a single file's content over SFTP; raises HostUnreachable, also for a file above `max_bytes`."""
-        async with self._sessions:
+        async with self._link() as link:
             with translated(self.host, f"reading `{path}`"), anyio.fail_after(timeout_s):
-                async with self._raw.start_sftp_client() as sftp, sftp.open(str(path), "rb") as source:
+                async with link.raw.start_sftp_client() as sftp, sftp.open(str(path), "rb") as source:
                     data = await source.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise HostUnreachable(
@@ -232,9 +274,9 @@ class Connection:
     async def write_file(self, path: PurePosixPath, data: bytes, *, mode: int = 0o600, timeout_s: float = 30.0) -> None:
         """Write a single file over SFTP, beside its place and then renamed into it."""
         new = f"{path}.new"
-        async with self._sessions:
+        async with self._link() as link:
             with translated(self.host, f"writing `{path}`"), anyio.fail_after(timeout_s):
-                async with self._raw.start_sftp_client() as sftp:
+                async with link.raw.start_sftp_client() as sftp:
                     async with sftp.open(new, "wb", asyncssh.SFTPAttrs(permissions=mode)) as out:
                         await out.write(data)
                     await sftp.posix_rename(new, str(path))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import chisel
-from chisel.cli.app import COMMANDS
+from chisel.cli.app import COMMANDS, takes_value
 from chisel.cli.session import wants_json
 from tests.support import User
 
@@ -95,10 +95,12 @@ def test_completion_completes(user: User) -> None:
         (["run", "--pool", "p", "--json", "make"], True),
         (["run", "--pool", "p", "make", "--json"], False),
         (["profile", "--top", "5", "./a", "--json"], False),
+        (["run", "--timeout", "5m", "--json", "make"], True),
+        (["run", "-t", "gdb", "--json"], False),
     ],
 )
 def test_whose_json_it_is(words: list[str], expected: bool) -> None:
-    assert wants_json(words) is expected
+    assert wants_json(words, takes_value) is expected
 
 
 def test_help_costs_a_few_interpreter_starts() -> None:

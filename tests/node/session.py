@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,12 +68,14 @@ class Session:
             assert frame is not None, "the end came before the exit"
             if frame.kind in found:
                 into = found[Kind(frame.kind)]
-                assert frames.OFFSET.unpack_from(frame.payload)[0] == len(into)
-                into += frame.payload[frames.OFFSET.size :]
+                offset, crc32 = frames.OUTPUT.unpack_from(frame.payload)
+                assert offset == len(into)
+                into += frame.payload[frames.OUTPUT.size :]
+                assert crc32 == zlib.crc32(into)
             elif frame.kind == Kind.EXIT:
                 return bytes(found[Kind.STDOUT]), bytes(found[Kind.STDERR]), frame.json()
             else:
-                assert frame.kind == Kind.STARTED, frame
+                assert frame.kind in {Kind.STARTED, Kind.TIME, Kind.STDIN_ACK}, frame
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chisel.node import activity, env, frames, registry
+from chisel.node import activity, env, frames, status
 
 Ask = Callable[..., dict[str, Any]]
 
@@ -29,14 +29,14 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Ask a droplet that nobody has used for an hour, except as a test says."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv(env.ROOT_VARIABLE, raising=False)
-    monkeypatch.setattr(registry, "_last_activity_at", lambda: time.time() - 3600)
+    monkeypatch.setattr(status, "_last_activity_at", lambda: time.time() - 3600)
 
     def answer(*, marks: dict[str, str] | None = None, terminals: tuple[str, ...] = (), **request: Any) -> Any:
         monkeypatch.setattr(activity, "marks", lambda: marks or {})
         monkeypatch.setattr(activity, "session_commands", lambda: list(terminals))
         monkeypatch.setattr(activity, "gpu_use", lambda: ["GPU card0 works"])
         listener = Listener()
-        assert registry.main(listener, request) == 0  # type: ignore[arg-type]
+        assert status.main(listener, request) == 0  # type: ignore[arg-type]
         return listener.heard[0]
 
     return answer

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from chisel.node.frames import Kind
+from chisel.node.frames import OFFSET, Kind
 from tests.node.session import Session
 from tests.support import processes_with, until
 
@@ -67,17 +67,17 @@ def test_streams_are_exact(start: Start) -> None:
 
 def test_output_arrives_while_the_command_runs(start: Start) -> None:
     with start("supervise", order("echo first; read line; echo $line", stdin=True)) as session:
-        assert session.until(Kind.STDOUT).payload[8:] == b"first\n"
-        session.send(Kind.STDIN, b"sec")
-        session.send(Kind.STDIN, b"ond\n")
-        assert session.until(Kind.STDOUT).payload[8:] == b"second\n"
+        assert session.until(Kind.STDOUT).payload[12:] == b"first\n"
+        session.send(Kind.STDIN, bytes(8) + b"sec")
+        session.send(Kind.STDIN, OFFSET.pack(3) + b"ond\n")
+        assert session.until(Kind.STDOUT).payload[12:] == b"second\n"
         assert session.until(Kind.EXIT).json()["status"] == 0
 
 
 def test_input_of_megabytes_ends_with_its_end(start: Start) -> None:
     with start("supervise", order("wc -c", stdin=True)) as session:
-        for _ in range(40):
-            session.send(Kind.STDIN, bytes(100_000))
+        for index in range(40):
+            session.send(Kind.STDIN, OFFSET.pack(index * 100_000) + bytes(100_000))
         session.send(Kind.STDIN_EOF)
         assert session.rest()[0].split() == [b"4000000"]
 
@@ -90,8 +90,8 @@ def test_environment_and_place(start: Start, home: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_whole_group(start: Start, number: int) -> None:
-    mark = "sleep 701.25"
-    with start("supervise", order(f"{mark} & (sleep 701.25; true) & echo up; wait; {mark}")) as session:
+    mark = f"sleep 701.{os.getpid()}"
+    with start("supervise", order(f"{mark} & ({mark}; true) & echo up; wait; {mark}")) as session:
         until(lambda: len(processes_with(mark)) >= 3, what="the group")
         session.send_json(Kind.SIGNAL, {"signal": int(number)})
         ended = session.rest()[2]
@@ -103,14 +103,14 @@ def test_a_command_that_handles_the_signal_says_its_own_status(start: Start) -> 
     with start("supervise", order("trap 'echo caught; exit 5' INT; echo up; while :; do sleep 0.05; done")) as session:
         session.until(Kind.STDOUT)
         session.send_json(Kind.SIGNAL, {"signal": int(signal.SIGINT)})
-        assert session.until(Kind.STDOUT).payload[8:] == b"caught\n"
+        assert session.until(Kind.STDOUT).payload[12:] == b"caught\n"
         assert session.until(Kind.EXIT).json()["status"] == 5
 
 
 @pytest.mark.parametrize("line", ["{m} & {m}", "trap '' TERM HUP INT; {m}; {m}", "setsid {m} & (setsid -f {m}); {m}"])
-def test_a_client_that_goes_away_leaves_no_process(start: Start, home: Path, line: str) -> None:
-    mark = "sleep 702.25"
-    with start("supervise", order(line.format(m=mark))) as session:
+def test_a_client_that_will_not_come_back_leaves_no_process(start: Start, home: Path, line: str) -> None:
+    mark = f"sleep 702.{os.getpid()}"
+    with start("supervise", order(line.format(m=mark), resumes=False)) as session:
         until(lambda: processes_with(mark), what="the command")
         assert session.process.stdin
         session.process.stdin.close()
@@ -120,7 +120,7 @@ def test_a_client_that_goes_away_leaves_no_process(start: Start, home: Path, lin
 
 
 def test_what_a_command_leaves_behind_is_ended(start: Start) -> None:
-    mark = "sleep 703.25"
+    mark = f"sleep 703.{os.getpid()}"
     with start("supervise", order(f"(setsid {mark} &) ; {mark} & echo over; exit 4")) as session:
         out, _, ended = session.rest()
     assert (out, ended["status"]) == (b"over\n", 4)
@@ -129,7 +129,7 @@ def test_what_a_command_leaves_behind_is_ended(start: Start) -> None:
 
 
 def test_the_command_dies_with_its_supervisor(start: Start) -> None:
-    mark = "sleep 704.25"
+    mark = f"sleep 704.{os.getpid()}"
     with start("supervise", order(mark)) as session:
         until(lambda: processes_with(mark), what="the command")
         session.process.kill()
@@ -163,12 +163,13 @@ def _rss_bytes(pid: int) -> int:
 
 
 def test_a_reader_that_is_killed_in_the_flood_ends_the_command(start: Start) -> None:
-    with start("supervise", order("yes 705.25")) as session:
+    mark = f"yes 705.{os.getpid()}"
+    with start("supervise", order(mark, resumes=False)) as session:
         session.until(Kind.STDOUT)
         assert session.process.stdout
         session.process.stdout.close()
         session.process.wait(20)
-        assert processes_with("yes 705.25") == []
+        assert processes_with(mark) == []
 
 
 @pytest.mark.parametrize("run_id", ["", "../up", "a/b", "x" * 65, "-x"])
@@ -193,7 +194,7 @@ def test_the_registry_knows_what_runs_and_what_ran(start: Start) -> None:
 
 
 def test_a_run_whose_supervisor_was_killed_does_not_run(start: Start) -> None:
-    with start("supervise", order("sleep 706.25")) as session:
+    with start("supervise", order(f"sleep 706.{os.getpid()}")) as session:
         session.until(Kind.STARTED)
         session.process.kill()
         session.process.wait()
@@ -210,7 +211,7 @@ def test_asking_is_no_activity(start: Start, home: Path) -> None:
     for _ in range(2):
         with start("status", {}, **alone) as asking:
             assert 990 < asking.until(Kind.REPLY).json()["idle_s"] < 1100
-    with start("supervise", order("true")) as session:
+    with start("supervise", order("true", run_id="r2")) as session:
         session.rest()
     with start("status", {}, **alone) as asking:
         assert asking.until(Kind.REPLY).json()["idle_s"] < 100

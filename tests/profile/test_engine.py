@@ -19,7 +19,7 @@ from chisel.events import Event, ProfileRanked, Progress
 from chisel.model import ProfileResult, RunResult
 from chisel.node.frames import Kind, encode_json
 from chisel.profile.engine import profile
-from chisel.runner import Order, new_run_id, run_on_connection
+from chisel.runner import Order, new_run_id, run_one
 from chisel.sync.pull import pull
 from tests.sync.conftest import Bench, bench  # noqa: F401 - a fixture
 
@@ -48,6 +48,20 @@ def is_pull(event: Event) -> bool:
     return isinstance(event, Progress) and event.task == "pull"
 
 
+class Only:
+    """One connection in a connector's place."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def connect(self, host: Any) -> Any:
+        del host
+        return self._connection
+
+    def forget(self, host: Any) -> None:
+        raise AssertionError(f"the link to {host} was lost")
+
+
 class Profiler:
     """Profile on the bench's droplet, in a directory that holds the built example."""
 
@@ -69,7 +83,8 @@ class Profiler:
     async def execute(self, connection: Any, line: str, cwd: str, env: Mapping[str, str]) -> RunResult:
         self.started.set()
         order = Order(line=line, cwd=cwd, env=env)
-        return await run_on_connection(self.bench.connection, "one", order, self.sink, run_id=new_run_id())
+        link = self.bench.connection
+        return await run_one(Only(link), link.host, order, self.sink, run_id=new_run_id())
 
     async def fetch(self, connection: Any, remote: Any, patterns: Any, target: Path) -> Any:
         return await pull(connection, remote, patterns, target, sink=self.sink)
@@ -87,9 +102,9 @@ async def profiler(bench: Bench, tmp_path: Path) -> Profiler:  # noqa: F811
     shutil.copytree(EXAMPLE, bench.home / "work")
     (tmp_path / "here").mkdir()
     made = Profiler(bench, tmp_path / "here" / "prof")
-    built = await run_on_connection(
-        bench.connection, "one", Order(line="make", cwd="~/work"), made.sink, run_id=new_run_id()
-    )
+    made_it = Order(line="make", cwd="~/work")
+    link = bench.connection
+    built = await run_one(Only(link), link.host, made_it, made.sink, run_id=new_run_id())
     assert built.status == 0
     return made
 

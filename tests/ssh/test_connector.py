@@ -31,7 +31,7 @@ async def output_of(connection: Connection, line: str, run_id: str) -> bytes:
         while True:
             for frame in await channel.receive():
                 if frame.kind == Kind.STDOUT:
-                    found += frame.payload[8:]
+                    found += frame.payload[12:]
                 elif frame.kind == Kind.EXIT:
                     return found
 
