@@ -75,7 +75,7 @@ class Session:
             elif frame.kind == Kind.EXIT:
                 return bytes(found[Kind.STDOUT]), bytes(found[Kind.STDERR]), frame.json()
             else:
-                assert frame.kind in {Kind.STARTED, Kind.TIME, Kind.STDIN_ACK}, frame
+                assert frame.kind in {Kind.STARTED, Kind.TIME, Kind.STDIN_ACK, Kind.HEARTBEAT, Kind.ATTACHED}, frame
 
 
 @contextmanager
