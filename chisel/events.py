@@ -122,11 +122,15 @@ class RunEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDetached(Event):
-    """A command was started on a droplet and left there: it runs on without anybody."""
+    """A command was started on a droplet and left there: it runs on without anybody.
+
+    `pool_run_id` finds it on all droplets that it was started on.
+    """
 
     kind: ClassVar[str] = "run_detached"
 
     run_id: RunId
+    pool_run_id: RunId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

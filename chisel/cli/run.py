@@ -19,7 +19,7 @@ from chisel.cli.target import LOST, bring_up_option, env_option, status_of_sync,
 
 if TYPE_CHECKING:
     from chisel.client import Client, Pool
-    from chisel.model import RunResult
+    from chisel.model import RunId, RunResult
     from chisel.runner import Control
 
 _FLAG: dict[str, Any] = {"is_flag": True}
@@ -130,6 +130,7 @@ async def run(
             status_of_sync(session, await target.sync())
             if session.status:
                 return
+        results: list[RunResult] = []
         async with AsyncExitStack() as stack:
             if tty:
                 control, more = await stack.enter_async_context(_on_terminal(session))
@@ -137,6 +138,8 @@ async def run(
                 control = await stack.enter_async_context(interruptible(session, client))
                 more = {} if detach else _input(stdin, len(target))
             results = await target.run(list(command), capture=False, control=control, detaches=detach, **more, **asked)
+        if not results:
+            return  # left by ~.
         take_status(session, results)
         if pulls and not control.was_used:
             pulled = await target.pull(list(pulls))
@@ -268,14 +271,14 @@ def _run_id_argument(*, required: bool) -> Callable[[Command], Command]:
 
 async def _having(
     client: Client, session: Session, run_id: str | None, pool: str | None, on: str | None
-) -> tuple[str, Pool]:
+) -> tuple[dict[str, RunId], Pool]:
     """Return a run and the droplets that know it: its id says where, `--all` is not needed."""
     chosen = await client.pool(pool)
     if on is not None:
         chosen = await choose(client, session, pool=pool, everywhere=False, on=on)
-    found, target = await chosen.having(run_id)
-    session.expect(target.names)
-    return found, target
+    found = await chosen.find(run_id)
+    session.expect(tuple(found))
+    return found, chosen
 
 
 @click.command()
@@ -301,7 +304,7 @@ async def logs(
         began = datetime.now(UTC) - since if since is not None else None
         for host, result in (await target.logs(found, follow=follow, since=began)).items():
             said = "it runs" if result is None else f"it ended with status {result.status}"
-            client.sink.emit(Notice(host=host, message=f"run {found}: {said}"))
+            client.sink.emit(Notice(host=host, message=f"run {found[host]}: {said}"))
 
 
 @click.command()
@@ -351,7 +354,7 @@ async def kill(
             else:
                 said = "it does not end" if facts["running"] else f"it ended with status {facts['status']}"
                 session.status = 1 if facts["running"] else session.status
-            client.sink.emit(Notice(host=host, message=f"run {found}: {said}"))
+            client.sink.emit(Notice(host=host, message=f"run {found[host]}: {said}"))
 
 
 def _signal(name: str) -> int:

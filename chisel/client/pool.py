@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -31,6 +31,7 @@ from chisel.runner import (
     Order,
     Source,
     Terminal,
+    belongs,
     describe,
     end_run,
     new_run_id,
@@ -123,7 +124,7 @@ class Pool:
             results[host.name] = result
             self._client.sink.emit(SyncEnded(host=host.name, result=result))
 
-        await self._on_each(one)
+        await self._on_hosts(one)
         if any(result.error is None for result in results.values()):
             await self._client.remember_sync(root, str(remote))
         synced = [host for host in self.hosts() if results[host.name].error is None]
@@ -201,81 +202,97 @@ class Pool:
 
     async def attach(
         self,
-        run_id: str,
+        run: str | Mapping[str, RunId],
         *,
         capture: bool = True,
         control: Control | None = None,
         stdin: Source | None = None,
         terminal: Terminal | None = None,
     ) -> list[RunResult]:
-        """Become the client of a run on these droplets, in place of the one before, and follow it to its end.
+        """Become the client of a run (see `find`), in place of the one before, and follow it to its end.
 
-        What a droplet still keeps of its output comes first. A droplet without that run is a failure in its result.
+        What a droplet still keeps of its output comes first. Raises UsageError where no droplet knows it.
         Cancelled, it leaves a detached command alone and ends one that is not.
         """
-        order = Order(line="", capture=capture, terminal=terminal)
+        order, ids = Order(line="", capture=capture, terminal=terminal), await self._ids(run)
         return await run_pool(
             await self._client.connector(),
-            self.hosts(),
+            self._hosts_of(ids),
             order,
             self._client.sink,
             control=control,
             source=stdin,
-            run_id=RunId(run_id),
-            attaches=True,
+            attached=ids,
         )
 
     async def logs(
-        self, run_id: str, *, follow: bool = False, since: datetime | None = None
+        self, run: str | Mapping[str, RunId], *, follow: bool = False, since: datetime | None = None
     ) -> dict[str, RunResult | None]:
         """Emit what the droplets keep of a run's output, written at `since` or later; with `follow` until it ends.
 
         Returns how it ended by droplet, None where it still runs. Raises HostUnreachable, RemoteError.
         """
-        connector, found = await self._client.connector(), dict[str, RunResult | None]()
+        ids, connector = await self._ids(run), await self._client.connector()
+        found: dict[str, RunResult | None] = {}
         began = since.timestamp() if since is not None else 0.0
 
         async def one(host: Host) -> None:
             found[host.name] = await show_logs(
-                connector, host, RunId(run_id), self._client.sink, follow=follow, since=began
+                connector, host, ids[host.name], self._client.sink, follow=follow, since=began
             )
 
-        await self._on_each(one)
+        await self._on_hosts(one, ids)
         return found
 
-    async def kill(self, run_id: str, *, signal: int | None = None, grace: timedelta = GRACE) -> dict[str, Any]:
+    async def kill(
+        self, run: str | Mapping[str, RunId], *, signal: int | None = None, grace: timedelta = GRACE
+    ) -> dict[str, Any]:
         """Send a run a signal, or end it (TERM, KILL after `grace`) and wait for its end; by droplet what became of it.
 
         `was_running`, `running` and `status` are in each answer. Raises HostUnreachable, RemoteError.
         """
-        connector, found = await self._client.connector(), dict[str, Any]()
+        ids, connector = await self._ids(run), await self._client.connector()
+        found: dict[str, Any] = {}
 
         async def one(host: Host) -> None:
             found[host.name] = await end_run(
-                connector, host, RunId(run_id), signal=signal, grace_s=grace.total_seconds()
+                connector, host, ids[host.name], signal=signal, grace_s=grace.total_seconds()
             )
 
-        await self._on_each(one)
+        await self._on_hosts(one, ids)
         return found
 
-    async def having(self, run_id: str | None) -> tuple[str, Pool]:
-        """Return a run's id (default: that of the newest) and the droplets that know it; raises UsageError for none."""
+    async def find(self, run_id: str | None = None) -> dict[str, RunId]:
+        """Return a run's id on each droplet that knows it; default: the newest run.
+
+        The id that `run --detach` prints finds it on all droplets of the pool. Raises UsageError for an unknown one.
+        """
         connector, found = await self._client.connector(), dict[str, list[dict[str, Any]]]()
 
         async def one(host: Host) -> None:
             found[host.name] = await runs_of(connector, host, timeout_s=_LOOK_TIMEOUT_S)
 
-        await self._on_each(one)
-        newest = max((run for runs in found.values() for run in runs), key=lambda run: run["started_at"], default=None)
-        wanted = run_id or (str(newest["run_id"]) if newest else "")
-        names = [name for name, runs in found.items() if any(run["run_id"] == wanted for run in runs)]
-        if not names:
-            known = sorted({str(run["run_id"]) for runs in found.values() for run in runs})
-            said = (
-                f"there is no run `{wanted}` in pool `{self.name}`" if run_id else f"nothing was run in `{self.name}`"
-            )
-            raise UsageError(said, hint=f"known: {', '.join(known[-8:])}" if known else "chisel run COMMAND")
-        return wanted, self.on(*names)
+        await self._on_hosts(one)
+        runs = sorted((run for some in found.values() for run in some), key=lambda run: float(run["started_at"]))
+        wanted = run_id or (str(runs[-1]["run_id"]) if runs else "")
+        matching = {
+            name: RunId(str(run["run_id"]))
+            for name, some in found.items()
+            for run in sorted(some, key=lambda run: float(run["started_at"]))
+            if belongs(str(run["run_id"]), wanted)
+        }
+        if not matching:
+            known = ", ".join(str(run["run_id"]) for run in runs[-8:])
+            said = f"there is no run `{wanted}` in" if run_id else "nothing was run in"
+            raise UsageError(f"{said} pool `{self.name}`", hint=f"known: {known}" if known else "chisel run COMMAND")
+        return {name: matching[name] for name in self.names if name in matching}
+
+    async def _ids(self, run: str | Mapping[str, RunId]) -> Mapping[str, RunId]:
+        return await self.find(run) if isinstance(run, str) else run
+
+    def _hosts_of(self, names: Iterable[str]) -> list[Host]:
+        wanted = set(names)
+        return [host for host in self.hosts() if host.name in wanted]
 
     async def pull(self, paths: Sequence[str] | str, to: Path | str | None = None) -> list[PullResult]:
         """Bring files, directories and globs of the working copy back, below `to` (default: the current directory).
@@ -300,7 +317,7 @@ class Pool:
             results[host.name] = result
             self._client.sink.emit(PullEnded(host=host.name, result=result))
 
-        await self._on_each(one)
+        await self._on_hosts(one)
         return [results[name] for name in self.names]
 
     async def only_there(self) -> dict[str, list[dict[str, Any]]]:
@@ -413,9 +430,9 @@ class Pool:
         """Let the pool's droplets live until `by` from now at least; returns the ends of their time by name."""
         return await (await self._client.lifecycle()).extend(self._records, by)
 
-    async def _on_each(self, one: Any) -> None:
+    async def _on_hosts(self, one: Any, names: Iterable[str] | None = None) -> None:
         async with anyio.create_task_group() as tasks:
-            for host in self.hosts():
+            for host in self.hosts() if names is None else self._hosts_of(names):
                 tasks.start_soon(one, host)
 
 

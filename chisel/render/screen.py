@@ -260,9 +260,9 @@ class Screen:
         """Print the id, once for a pool, where a script can take it."""
         if not self._has_hinted:
             self._has_hinted = True
-            self._put(STDOUT, f"{event.run_id}\n".encode())
+            self._put(STDOUT, f"{event.pool_run_id}\n".encode())
             if not self._look.quiet:
-                self.say(f"it runs on there: chisel logs -f {event.run_id}", "36")
+                self.say(f"it runs on there: chisel logs -f {event.pool_run_id}", "36")
 
     def _link_lost(self, event: events.LinkLost) -> None:
         self.say(f"{event.host}: {event.reason}: its command runs on there, connecting again", "33")

@@ -2,7 +2,7 @@
 
 from chisel.runner.logs import end_run, runs_of, show_logs
 from chisel.runner.order import Control, Order, Terminal
-from chisel.runner.pool import Limits, Source, run_one, run_pool
+from chisel.runner.pool import Limits, Source, belongs, run_one, run_pool
 from chisel.runner.run import Run, describe, new_run_id
 from chisel.runner.watch import CAPTURE_LIMIT_BYTES
 
@@ -14,6 +14,7 @@ __all__ = [
     "Run",
     "Source",
     "Terminal",
+    "belongs",
     "describe",
     "end_run",
     "new_run_id",

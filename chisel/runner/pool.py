@@ -5,7 +5,7 @@ A droplet's failure is a value in its result (status 255, `source="chisel"`), ne
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -59,17 +59,17 @@ async def run_pool(
     control: Control | None = None,
     limits: Limits | None = None,
     source: Source | None = None,
-    run_id: RunId | None = None,
-    attaches: bool = False,
+    attached: Mapping[str, RunId] | None = None,
 ) -> list[RunResult]:
     """Run on all hosts at once and return one result each, in the order of `hosts`.
 
     `source` gives the standard input piece by piece, an empty piece at its end; every command gets all of it.
-    With `attaches` it becomes the client of a run that is there, in place of the one before: what its droplet keeps of
-    its output comes first. Cancelled, it ends every command under way (TERM, then KILL), but for
-    one that was detached, before it leaves, in some seconds at most.
+    `attached` names the run of each host that it becomes the client of, in place of the one before, instead of starting
+    one: what its droplet keeps of its output comes first. Cancelled, it ends every command under way (TERM, then KILL),
+    but for one that was detached, before it leaves, in some seconds at most.
     """
     feed = Feed(source, [host.name for host in hosts]) if source is not None else None
+    family = new_run_id()
     crew = _Crew(
         connector,
         order,
@@ -78,17 +78,30 @@ async def run_pool(
         limits or Limits(),
         feed,
         window_for(len(hosts)),
-        attaches=attaches,
+        is_attached=attached is not None,
+        family=family,
     )
-    identity = run_id or new_run_id()
+    ids = attached or _ids(family, hosts)
     async with anyio.create_task_group() as tasks:
         if feed is not None:
             tasks.start_soon(feed.pump)
         async with anyio.create_task_group() as runs:
             for host in hosts:
-                runs.start_soon(crew.one, host, identity)
+                runs.start_soon(crew.one, host, ids[host.name])
         tasks.cancel_scope.cancel()
     return [crew.results[host.name] for host in hosts]
+
+
+def _ids(family: RunId, hosts: Sequence[Host]) -> dict[str, RunId]:
+    """Return an id for each host's run: hosts may share a home, and one id finds them all (`belongs`)."""
+    if len(hosts) == 1:
+        return {hosts[0].name: family}
+    return {host.name: RunId(f"{family}-{number}") for number, host in enumerate(hosts, 1)}
+
+
+def belongs(run_id: str, family: str) -> bool:
+    """Say whether a run is the one meant, a pool's run on one of its droplets, or a further attempt of it."""
+    return run_id == family or run_id.startswith(f"{family}-")
 
 
 class _Crew:
@@ -104,7 +117,8 @@ class _Crew:
         feed: Feed | None,
         window: int,
         *,
-        attaches: bool,
+        is_attached: bool,
+        family: RunId,
     ) -> None:
         self._connector = connector
         self._order = order
@@ -113,7 +127,8 @@ class _Crew:
         self._limits = limits
         self._feed = feed
         self._window = window
-        self._attaches = attaches
+        self._is_attached = is_attached
+        self._family = family
         self._under_way: dict[str, Run] = {}
         self._failed: list[str] = []
         self._stopped_by: str | None = None
@@ -140,7 +155,8 @@ class _Crew:
                 run_id=identity,
                 feed=self._feed,
                 window=self._window,
-                is_attached=self._attaches,
+                is_attached=self._is_attached,
+                family=self._family,
             )
             run.heed(self._control)
             self._under_way[host.name] = run

@@ -87,6 +87,7 @@ class Run:
         feed: Feed | None = None,
         window: int | None = None,
         is_attached: bool = False,
+        family: RunId | None = None,
     ) -> None:
         self.host = host
         self._order = order
@@ -94,6 +95,7 @@ class Run:
         self._feed = feed
         self._window = window
         self._attaches = is_attached
+        self._family = family
         self.watch = Watch(host.name, run_id, order, sink)
         self._signals: list[int] = []
         self._size: tuple[int, int] | None = None
@@ -105,7 +107,7 @@ class Run:
         self._lost_at: float | None = None
         self._is_silent = False
         self._never_began = False
-        self._is_detached = False
+        self._is_detached = is_attached  # until its droplet says what it is
 
     # -- what others want of it
 
@@ -180,7 +182,8 @@ class Run:
     def _result(self) -> RunResult:
         if self.watch.exit is None:
             result = self.watch.detached()
-            self._sink.emit(RunDetached(host=self.host.name, run_id=self.watch.run_id))
+            run_id = self.watch.run_id
+            self._sink.emit(RunDetached(host=self.host.name, run_id=run_id, pool_run_id=self._family or run_id))
             return result
         return self.watch.result(stopped_by=self._stopped_by)
 
