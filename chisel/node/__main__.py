@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import platform
 import sys
-import traceback
 from collections.abc import Sequence
 
 from . import frames, registry
@@ -25,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
         {
             "magic": frames.MAGIC,
             "version": os.environ.get(VERSION_VARIABLE, ""),
-            "python": platform.python_version(),
+            "python": ".".join(map(str, sys.version_info[:3])),
             "pid": os.getpid(),
             "home": os.environ.get("HOME", ""),
         },
@@ -37,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         return BUG_STATUS
     except Exception:  # noqa: BLE001 - the boundary: it becomes an ERROR frame
+        import traceback  # what a start does not need is not imported: it is paid for by every command
+
         return _answer_error(channel, "bug", traceback.format_exc(), BUG_STATUS)
 
 

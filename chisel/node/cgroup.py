@@ -7,11 +7,14 @@ version 2 hierarchy or no right to it, there is no group, and the supervisor as 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import struct
 from contextlib import suppress
 
 _ALL = "chisel"
+_CLONE3, _CLONE_INTO_CGROUP = 435, 0x200000000
 
 
 class Cgroup:
@@ -24,6 +27,24 @@ class Cgroup:
     def open_door(self) -> int:
         """Return a descriptor: a process that writes 0 to it is in the group from then on."""
         return os.open(os.path.join(self._path, "cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC)
+
+    def fork(self) -> int:
+        """Fork a process that is born in the group; 0 in the child. Raises OSError where the kernel cannot do that.
+
+        clone3(2) with CLONE_INTO_CGROUP (Linux 5.7): to move a process afterwards waits for the kernel's other
+        processors, which took up to 20 ms here. The GIL is kept over the call (PyDLL); the child has to exec.
+        """
+        directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            arguments = ctypes.create_string_buffer(
+                struct.pack("11Q", _CLONE_INTO_CGROUP, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, directory)
+            )
+            pid = int(ctypes.PyDLL(None, use_errno=True).syscall(_CLONE3, arguments, len(arguments) - 1))
+            if pid < 0:
+                raise OSError(ctypes.get_errno(), "clone3")
+            return pid
+        finally:
+            os.close(directory)
 
     def is_populated(self) -> bool:
         """Say whether any process is left in the group."""
@@ -60,7 +81,10 @@ def make(name: str) -> Cgroup | None:
         return None
     path = os.path.join(mount, _ALL, name)
     try:
-        os.makedirs(path, exist_ok=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.rmdir(path)
+        os.mkdir(path)
         return Cgroup(path)
     except OSError:
         return None

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping
 
 ROOT_VARIABLE = "CHISEL_DROPLET_ROOT"
@@ -52,6 +51,8 @@ def command_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 def _exports(profile: str) -> dict[str, str]:
     """Source a shell file and read the environment back; what cannot be sourced adds nothing."""
+    import subprocess
+
     try:
         ended = subprocess.run(
             ["bash", "-c", '. "$1" >/dev/null 2>&1 </dev/null; exec env -0', "bash", profile],

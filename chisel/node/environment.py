@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
-import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -66,6 +64,8 @@ def clean_up(request: Mapping[str, Any]) -> None:
     """Remove what a command in a container leaves behind when its client was killed: the container itself."""
     engine = _engine() if request.get("container") else None
     if engine is not None:
+        import subprocess
+
         with suppress(OSError, subprocess.SubprocessError):
             subprocess.run(
                 [engine, "rm", "--force", container_name(str(request["run_id"]))],
@@ -126,6 +126,8 @@ def _in_venv(path: str, cwd: str, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _engine() -> str | None:
+    import shutil
+
     return next((found for found in map(shutil.which, _ENGINES) if found), None)
 
 

@@ -28,6 +28,7 @@ PIPE_BYTES = 1 << 20
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _F_SETPIPE_SZ = 1031
 _EIO = 5
+_ALIVE = b"."
 
 
 class Account(NamedTuple):
@@ -79,19 +80,31 @@ class Command:
     def _start(self, launch: Launch, prctl: Callable[..., int] | None) -> int:
         theirs = self._terminal(launch.terminal) if launch.terminal is not None else self._pipes(launch.wants_stdin)
         self._own_rss_bytes = _rss_bytes()
-        failing, failed = os.pipe()  # closed by exec: what comes through is why there was none
-        door = self._group.open_door() if self._group is not None else -1
-        pid = os.fork()
-        if pid == 0:
-            _become(launch, theirs, door, failed, prctl)
-        for descriptor in {*theirs, failed, *([door] if door >= 0 else [])}:
-            os.close(descriptor)
-        with open(failing, "rb") as source:
-            trouble = source.read()
-        if trouble:
-            os.waitpid(pid, 0)
-            raise Refused("not-started", f"the command could not be started: {os.fsdecode(trouble)}")
+        try:
+            pid = self._forked(launch, theirs, prctl)
+        finally:
+            for descriptor in set(theirs):
+                os.close(descriptor)
         return pid
+
+    def _forked(self, launch: Launch, theirs: tuple[int, int, int], prctl: Callable[..., int] | None) -> int:
+        """Fork, into the control group where there is one.
+
+        A kernel that was told to kill the group of this process may kill what is born in another (`kill_seq`, Linux
+        6.14): a child that never came to its senses has done nothing, and is started again the slow way.
+        """
+        if self._group is not None:
+            with suppress(OSError):
+                pid, words = _started(self._group.fork, lambda failed: _become(launch, theirs, -1, failed, prctl))
+                if words:
+                    return _checked(pid, words)
+                os.waitpid(pid, 0)
+        door = self._group.open_door() if self._group is not None else -1
+        try:
+            return _checked(*_started(os.fork, lambda failed: _become(launch, theirs, door, failed, prctl)))
+        finally:
+            if door >= 0:
+                os.close(door)
 
     def _pipes(self, wants_stdin: bool) -> tuple[int, int, int]:
         out, out_end = os.pipe()
@@ -214,6 +227,26 @@ class Command:
         }
 
 
+def _started(fork: Callable[[], int], become: Callable[[int], NoReturn]) -> tuple[int, bytes]:
+    """Return a new process and what it said before it became something else, or failed to: exec closes the pipe."""
+    failing, failed = os.pipe()
+    pid = fork()
+    if pid == 0:
+        become(failed)
+    os.close(failed)
+    with open(failing, "rb") as source:
+        return pid, source.read()
+
+
+def _checked(pid: int, words: bytes) -> int:
+    """Return the id of a process that has become the command; raises Refused for one that could not."""
+    if words == _ALIVE:
+        return pid
+    os.waitpid(pid, 0)
+    why = os.fsdecode(words.removeprefix(_ALIVE)) or "it was killed"
+    raise Refused("not-started", f"the command could not be started: {why}")
+
+
 def _become(
     launch: Launch, streams: tuple[int, int, int], door: int, failed: int, prctl: Callable[..., int] | None
 ) -> NoReturn:
@@ -238,6 +271,7 @@ def _become(
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             with suppress(OSError, ValueError):
                 signal.signal(number, signal.SIG_DFL)
+        os.write(failed, _ALIVE)
         os.execvpe("bash", ["bash", "-c", launch.line], dict(launch.environ))
     except BaseException as error:  # noqa: BLE001 - a forked process must not run its parent's code
         os.write(failed, os.fsencode(str(error) or type(error).__name__))
