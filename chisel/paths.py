@@ -31,6 +31,16 @@ class Paths:
         return self.config_dir / "id_ed25519"
 
     @property
+    def ssh_config_file(self) -> Path:
+        """Return the Host blocks for OpenSSH's own client, written on demand."""
+        return self.config_dir / "ssh_config"
+
+    @property
+    def known_hosts_file(self) -> Path:
+        """Return the host keys as OpenSSH's own client reads them."""
+        return self.cache_dir / "known_hosts"
+
+    @property
     def state_file(self) -> Path:
         """Return the file that remembers droplets, intents and projects (0600)."""
         return self.cache_dir / "state.json"

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("run", "Show what a run has written, and with -f what it writes."),
     "attach": ("run", "Follow a run as if it had been started here."),
     "kill": ("run", "End a run, or send it a signal."),
+    "ssh": ("ssh", "Open a shell there, forward ports, write Host blocks for editors."),
     "down": ("droplets", "Destroy the droplets, confirm it, show what they cost."),
     "status": ("droplets", "Show what is up, what runs there, what it costs."),
     "sweep": ("droplets", "Find droplets past their limits or half made, and destroy them on request."),
@@ -85,12 +86,15 @@ def run_command(arguments: Sequence[str]) -> int:
     if any(name.endswith("_COMPLETE") for name in os.environ if name.startswith("_CHISEL")):
         return _complete(session)
     try:
-        return anyio.run(_under_signals, session, list(arguments), backend="asyncio")
+        status = anyio.run(_under_signals, session, list(arguments), backend="asyncio")
     except BaseException as error:  # noqa: BLE001 - the boundary where errors become text and status
         found = list(leaves(error))
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
             return INTERRUPTED + signal.SIGINT
         return _report(found, session, arguments)
+    if session.replacement is not None and not status:
+        os.execv(session.replacement[0], session.replacement[1])
+    return status
 
 
 async def _under_signals(session: Session, arguments: list[str]) -> int:

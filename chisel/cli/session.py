@@ -41,7 +41,8 @@ def wants_json(arguments: Sequence[str], takes_value: Callable[[str], frozenset[
 class Session:
     """One command's surroundings; `status` is what chisel leaves with, `source` whose status that is.
 
-    `look` holds what the command line says about how output looks (see `chisel.render.screen.Look`).
+    `replacement` is the program (path and arguments) that takes this process's place when the command is done. `look`
+    holds what the command line says about how output looks (see `chisel.render.screen.Look`).
     """
 
     def __init__(self, *, debug: bool = False) -> None:
@@ -49,6 +50,7 @@ class Session:
         self.json = False
         self.quiet = False
         self.look: dict[str, Any] = {}
+        self.replacement: tuple[str, list[str]] | None = None
         self.status = 0
         self.source: StatusSource = "chisel"
         self._take_signal: Callable[[int], bool] | None = None
@@ -70,6 +72,7 @@ class Session:
             yield client
             if cares:
                 await client.end_what_is_over()
+            await client.refresh_ssh_config()
 
     @asynccontextmanager
     async def output(self) -> AsyncIterator[Any]:

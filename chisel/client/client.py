@@ -302,6 +302,12 @@ class Client:
 
         await end_what_is_over(self)
 
+    async def refresh_ssh_config(self) -> None:
+        """Bring the Host blocks that `chisel ssh --config` wrote up to date, where there are some; nothing raises."""
+        from chisel.client.openssh import refresh
+
+        await refresh(self)
+
     async def ask(self, record: DropletRecord, *, looks_at_gpus: bool = False) -> dict[str, Any] | None:
         """Ask a droplet what runs there and how idle it is, for 8 s at most; None when it does not answer.
 

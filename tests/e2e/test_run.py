@@ -427,3 +427,44 @@ def test_output_for_machines_names_every_byte(user: User) -> None:
     for number in (1, 2, 3):
         assert bytes_of(ended, "stdout", f"chisel-dev-{number}") == b"a\xff"
         assert bytes_of(ended, "stderr", f"chisel-dev-{number}") == b"b"
+
+
+# -- the system's own ssh
+
+
+@pytest.mark.real_part("ssh")
+def test_the_systems_ssh_knows_what_chisel_knows(user: User) -> None:
+    ended = user.does("ssh", "2", "--", f"{WHO}; exit 0")
+    assert ended.out == user.does("run", "--on", "2", WHO).out
+    assert user.chisel("ssh", "2", "--", "exit 7").status == 7
+    assert with_input(user, b"in\n", "ssh", "chisel-dev-1", "--", "cat").out == b"in\n"
+
+
+@pytest.mark.real_part("ssh")
+def test_another_host_key_stops_the_systems_ssh(user: User) -> None:
+    user.does("ssh", "1", "--", "true")
+    words = ["-o", f"UserKnownHostsFile={user.home}/other"]
+    user.does("ssh", "--config")
+    config = user.home / ".config" / "chisel" / "ssh_config"
+    known = (user.home / ".cache" / "chisel" / "known_hosts").read_text().split("\n")
+    (user.home / "other").write_text(f"{known[0].split()[0]} {' '.join(known[1].split()[1:])}\n")
+    good = subprocess.run(["ssh", "-F", str(config), "chisel-dev-1", "echo in"], capture_output=True, check=False)
+    bad = subprocess.run(
+        ["ssh", "-F", str(config), *words, "chisel-dev-1", "echo in"], capture_output=True, check=False
+    )
+    assert (good.returncode, good.stdout) == (0, b"in\n")
+    assert (bad.returncode, bad.stdout) == (255, b"")
+
+
+@pytest.mark.real_part("ssh")
+def test_host_blocks_follow_the_pool(user: User) -> None:
+    user.does("ssh", "--config")
+    config = user.home / ".config" / "chisel" / "ssh_config"
+    assert config.read_text().count("\nHost ") == 3
+    assert "StrictHostKeyChecking yes" in config.read_text()
+    user.does("up", "--pool", "bench", "--idle", "0")
+    assert "Host bench-1" in config.read_text()
+    user.does("down", "--pool", "bench", "--yes")
+    assert "Host bench-1" not in config.read_text()
+    assert user.chisel("ssh", "1", "-L", "99999").status == 2
+    assert user.chisel("ssh").status == 2
