@@ -119,6 +119,9 @@ class Client:
         """Return the keeper of warm SSH connections, with chisel's own key."""
         async with self._opening:
             if self._connector is None:
+                from chisel.ssh.quick import load_asyncssh
+
+                load_asyncssh()
                 from chisel.ssh.connector import open_connector
                 from chisel.ssh.keys import load_or_create_client_key
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Table
-from rich.text import Text
-
 from chisel import events
-from chisel.render import tables
 from chisel.render.clean import clean
 from chisel.render.screen import STDERR, STDOUT, Look, Screen, _how_far
 from chisel.render.writer import Writer
@@ -30,7 +24,7 @@ class LiveScreen(Screen):
         self._moving: dict[tuple[str | None, str], tuple[float, events.Event]] = {}
         self._drawn_lines = 0
         self._at_line_start = True
-        self._spinner = Spinner("dots")
+        self._spinner: Any = None
 
     async def tick(self) -> None:
         """Redraw the moving lines; called at a fixed rate by the output's owner."""
@@ -38,6 +32,12 @@ class LiveScreen(Screen):
         shown = [event for since, event in self._moving.values() if now - since >= _SHOW_AFTER_S][:_MOST_LINES]
         if not self._at_line_start or (not shown and not self._drawn_lines):
             return
+        from rich.spinner import Spinner
+        from rich.table import Table
+
+        from chisel.render import tables
+
+        self._spinner = self._spinner or Spinner("dots")
         grid = Table.grid(padding=(0, 1), expand=False)
         for event in shown:
             grid.add_row(*self._cells(event, now))
@@ -52,6 +52,9 @@ class LiveScreen(Screen):
         self._erase()
 
     def _cells(self, event: events.Event, now: float) -> tuple[Any, ...]:
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
         host = Text(clean(event.host or ""), style="bold")
         if isinstance(event, events.Progress):
             bar = ProgressBar(total=event.total, completed=event.done, width=24, pulse=event.total is None)

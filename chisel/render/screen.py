@@ -8,11 +8,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import RenderableType
-
 from chisel import events
 from chisel.model import Bill, RunResult
-from chisel.render import tables, words
+from chisel.render import words
 from chisel.render.clean import clean, clean_lines
 from chisel.render.collect import STREAMS, Collector, Held, differences
 from chisel.render.outdir import OutDirectory
@@ -83,8 +81,8 @@ class Screen:
             events.ProfileSaved: self._saved,
             events.Billed: self._billed,
             events.StatusReported: self._status,
-            events.SweepReported: lambda event: self._data(tables.sweep(event.items)),
-            events.Facts: lambda event: self._data(tables.facts(event.title, event.facts)),
+            events.SweepReported: lambda event: self._data(_tables().sweep(event.items)),
+            events.Facts: lambda event: self._data(_tables().facts(event.title, event.facts)),
         }
 
     def expect(self, hosts: Sequence[str]) -> None:
@@ -116,7 +114,7 @@ class Screen:
                 self._show_folded(self._collector)
             self._writer.write_lazily(STDOUT, self._collector.closing())
         if len(self._results) > 1:
-            self._table(tables.runs(self._results))
+            self._table(_tables().runs(self._results))
         if len(self._bills) > 1:
             total = sum((bill.usd for bill in self._bills), Decimal(0))
             self.say(f"{words.count(len(self._bills), 'droplet')} destroyed, {words.usd(total)} in all")
@@ -135,18 +133,20 @@ class Screen:
     def _put(self, descriptor: int, data: bytes) -> None:
         self._writer.write(descriptor, data)
 
-    def _data(self, renderable: RenderableType) -> None:
+    def _data(self, renderable: Any) -> None:
         width = self._look.width if self._look.stdout_is_terminal else max(self._look.width, _PIPED_WIDTH)
-        self._put(STDOUT, tables.to_text(renderable, width=width, colour=self._look.colour_stdout).encode())
+        self._put(STDOUT, _tables().to_text(renderable, width=width, colour=self._look.colour_stdout).encode())
 
-    def _table(self, renderable: RenderableType) -> None:
-        self._put(STDERR, tables.to_text(renderable, width=self._look.width, colour=self._look.colour_stderr).encode())
+    def _table(self, renderable: Any) -> None:
+        self._put(
+            STDERR, _tables().to_text(renderable, width=self._look.width, colour=self._look.colour_stderr).encode()
+        )
 
     def _status(self, event: events.StatusReported) -> None:
         """Show what is up; one that follows another takes its place on a terminal."""
         if event.is_again and self._look.stdout_is_terminal:
             self._put(1, _CLEAR)
-        self._data(tables.pools(event.pools, width=self._look.width))
+        self._data(_tables().pools(event.pools, width=self._look.width))
 
     def _notice(self, event: events.Notice) -> None:
         label, style = {"info": ("", ""), "warning": ("warning: ", "33"), "error": ("error: ", "31")}[event.level]
@@ -307,7 +307,7 @@ class Screen:
         if event.result.error:
             self.say(f"error: {event.result.host}: {event.result.error}", "31")
         if event.result.kernels or event.result.pseudo:
-            self._table(tables.kernels(event.result, event.top))
+            self._table(_tables().kernels(event.result, event.top))
 
     def _saved(self, event: events.ProfileSaved) -> None:
         if not self._look.quiet:
@@ -338,3 +338,10 @@ def _how_far(event: events.Progress) -> str:
         return done
     total = words.size(event.total) if event.unit == "bytes" else f"{event.total:,}"
     return f"{done} of {total}"
+
+
+def _tables() -> Any:
+    """Return what lays tables out: rich takes 40 ms to import, and most commands show no table."""
+    from chisel.render import tables
+
+    return tables
