@@ -139,7 +139,7 @@ def test_no_module_reads_the_environment_but_those_that_may() -> None:
                 assert node.attr not in {"environ", "getenv"}, f"{name} reads the environment"
 
 
-@pytest.mark.parametrize("start", ["import chisel", "from chisel.entry import main; main(['--help'])"])
+@pytest.mark.parametrize("start", ["import chisel", "from chisel.cli.app import run_command; run_command(['--help'])"])
 def test_a_start_loads_nothing_heavy(start: str) -> None:
     code = (
         f"import sys\ntry:\n exec({start!r})\nexcept SystemExit: pass\n"

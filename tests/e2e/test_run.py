@@ -429,6 +429,30 @@ def test_output_for_machines_names_every_byte(user: User) -> None:
         assert bytes_of(ended, "stderr", f"chisel-dev-{number}") == b"b"
 
 
+# -- what a start loads
+
+
+@pytest.mark.parametrize("words", [("run", "true"), ("sync",), ("pull", "made")])
+def test_the_loop_on_a_pool_that_is_up_needs_no_api(user: User, words: tuple[str, ...]) -> None:
+    (user.cwd / "input").write_text("data\n")
+    user.does("run", "--on", "1", "-s", "touch made")
+    code = (
+        "import sys\nfrom chisel.cli.app import run_command\n"
+        f"status = run_command({[words[0], '--on', '1', *words[1:]]!r})\n"
+        "print(status, *sorted({m.split('.')[0] for m in sys.modules} & {'pydo', 'azure', 'rich', 'requests'}))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=user.cwd,
+        env=user.environ(),
+        check=True,
+        timeout=60,
+    )
+    assert ended.stdout.splitlines()[-1] == "0"
+
+
 # -- the system's own ssh
 
 
