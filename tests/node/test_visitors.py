@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 import zlib
@@ -294,3 +295,50 @@ def test_a_virtual_environment_and_devices(start: Start, home: Path) -> None:
         assert session.rest()[0].decode().split() == ["mine", str(home / "v"), "0,3"]
     with start("supervise", order("true", run_id="r2", venv="nosuch")) as session:
         assert session.until(Kind.ERROR).json()["code"] == "no-venv"
+
+
+ENGINE = """#!/usr/bin/env python3
+# Plays docker: does what `run` says without a container, and notes how it was called.
+import json, os, sys
+with open(os.environ["HOME"] + "/called", "a") as out:
+    out.write(json.dumps(sys.argv[1:]) + "\\n")
+if sys.argv[1] == "run":
+    words, at = sys.argv[2:], 0
+    valued = {"--name", "--env"}
+    environ = {}
+    while words[at].startswith("--"):
+        if words[at] == "--env":
+            name, equals, value = words[at + 1].partition("=")
+            environ[name] = value if equals else os.environ[name]
+        elif words[at].startswith("--workdir="):
+            os.chdir(words[at].partition("=")[2])
+        at += 2 if words[at] in valued else 1
+    os.execvpe(words[at + 1], words[at + 1 :], {"PATH": os.environ["PATH"], **environ})
+"""
+
+
+def test_a_container_gets_devices_and_working_copy_and_no_value_on_its_command_line(start: Start, home: Path) -> None:
+    (home / "bin").mkdir()
+    (home / "chisel" / "work").mkdir(parents=True)
+    (home / "bin" / "docker").write_text(ENGINE)
+    (home / "bin" / "docker").chmod(0o755)
+    path = {"PATH": f"{home}/bin:{os.environ['PATH']}"}
+    request = order("pwd; echo $SECRET; exit 5", cwd="~/chisel/work", env={"SECRET": "s3cret"}, container="rocm/dev")
+    with start("supervise", request, **path) as session:
+        out, _, ended = session.rest()
+    assert (out.decode(), ended["status"]) == (f"{home}/chisel/work\ns3cret\n", 5)
+    session.process.wait(20)
+    ran, removed = [json.loads(line) for line in (home / "called").read_text().splitlines()]
+    assert ran[:5] == ["run", "--rm", "--init", "--name", "chisel-r1"]
+    assert f"--volume={home}/chisel:{home}/chisel" in ran
+    assert ran[-4:] == ["rocm/dev", "bash", "-c", "pwd; echo $SECRET; exit 5"]
+    assert not [word for word in ran if "s3cret" in word]
+    assert removed == ["rm", "--force", "chisel-r1"]
+
+
+def test_without_an_engine_a_container_is_refused(start: Start, home: Path) -> None:
+    (home / "bin").mkdir()
+    for name in ("bash", "python3"):
+        (home / "bin" / name).symlink_to(shutil.which(name) or "")
+    with start("supervise", order("true", container="rocm/dev"), PATH=f"{home}/bin") as session:
+        assert session.until(Kind.ERROR).json()["code"] == "no-engine"

@@ -1,0 +1,66 @@
+"""Argument lists come back unchanged through a real sshd, a hundred thousand of them."""
+
+from __future__ import annotations
+
+import random
+import shlex
+
+import pytest
+
+from chisel.client.pool import shell_line
+from chisel.errors import UsageError
+from chisel.events import NullSink
+from chisel.runner import Order, run_pool
+from chisel.ssh.connector import open_connector
+from tests.ssh.conftest import Sshd
+
+pytestmark = pytest.mark.timeout(180)
+LISTS, AT_ONCE = 100_000, 400
+"""A kernel takes no argument above 128 KiB (execve(2), MAX_ARG_STRLEN): so many lists go into one line."""
+
+NASTY = ["", *" '\"\\*?~#!|;\n\t\r", "$HOME", "`id`", "$(id)", "-x", "--", "&&"]
+
+
+def random_word(chance: random.Random) -> str:
+    kind = chance.randrange(4)
+    if kind == 0:
+        return chance.choice(NASTY)
+    if kind == 1:
+        return "".join(chance.choice(NASTY) or "x" for _ in range(chance.randrange(1, 4)))
+    if kind == 2:
+        letters = [*range(1, 0x7F), 0xE9, 0x3B1, 0x4E2D, 0x1F600]
+        return "".join(chr(chance.choice(letters)) for _ in range(chance.randrange(1, 9)))
+    return "".join(chr(chance.randrange(1, 0xD800)) for _ in range(chance.randrange(1, 5)))
+
+
+@pytest.mark.real_part("sshd")
+async def test_arguments_come_back_unchanged(sshd: Sshd) -> None:
+    chance = random.Random(20261124)
+    left = LISTS
+    async with open_connector(sshd.key) as connector:
+        while left:
+            size = min(left, AT_ONCE)
+            lists = [[random_word(chance) for _ in range(chance.randrange(1, 6))] for _ in range(size)]
+            # `shell_line` is what Pool.run makes of a list of words; the shell's own function gives them back.
+            lines = "\n".join(shell_line(["show", *words]) for words in lists)
+            order = Order(line='show() { printf "%s\\0" "$#" "$@"; }\n' + lines, capture=True)
+            (result,) = await run_pool(connector, [sshd.host], order, NullSink())
+            assert result.status == 0, result.error
+            assert result.stdout is not None
+            found = iter(result.stdout.decode().split("\0"))
+            for words in lists:
+                assert [next(found) for _ in range(int(next(found)))] == words
+            left -= size
+
+
+@pytest.mark.parametrize(
+    ("words", "place"), [(["a", "b\0c"], "word 2"), (["x\ud800"], "word 1"), ("ls \udcff", "word 1")]
+)
+def test_what_no_command_line_can_carry_is_refused_with_its_place(words: list[str] | str, place: str) -> None:
+    with pytest.raises(UsageError, match=place):
+        shell_line(words)
+
+
+def test_one_word_is_a_shell_line_and_several_are_words() -> None:
+    assert shell_line(["make && ./bench.sh"]) == "make && ./bench.sh"
+    assert shell_line(["echo", "a b"]) == shlex.join(["echo", "a b"])
