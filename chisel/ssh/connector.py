@@ -21,9 +21,13 @@ from chisel.ssh.keys import KeyPair, load_or_create_client_key
 from chisel.ssh.link import Link
 from chisel.ssh.program import NodeProgram, pack_node_program
 from chisel.ssh.refusal import remote_error
+from chisel.ssh.silence import Listening
 from chisel.ssh.translate import translated
 
 DEFAULT_WINDOW = 2 << 20
+MOST_AT_ONCE = 64
+"""Logins under way at a time: each is judged by its own silence, and is not to wait for this machine's processors."""
+
 _FOLLOWED = frozenset({"supervise", "attach"})
 _CLOSE_S = 2.0
 _KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
@@ -32,10 +36,11 @@ _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly13
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """How long to wait, in seconds: for TCP and login, for the node's hello, and for a silent peer."""
+    """How long to wait, in seconds: for TCP, login, a peer silent in it, the node's hello, a silent connection."""
 
-    connect_s: float = 5.0
+    connect_s: float = 3.0
     login_s: float = 15.0
+    silence_s: float = 3.0
     hello_s: float = 20.0
     keepalive_s: float = 3.0
     keepalive_count: int = 3
@@ -74,6 +79,7 @@ class Connector:
         self._deadlines = deadlines
         self._connections: dict[Host, Connection] = {}
         self._locks: dict[Host, anyio.Lock] = {}
+        self._opening = anyio.Semaphore(MOST_AT_ONCE)
 
     async def connect(self, host: Host) -> Connection:
         """Return the warm connection to a host, opened where there is none or it was lost.
@@ -104,29 +110,54 @@ class Connector:
             await connection.close()
 
     async def _open(self, host: Host) -> Link:
+        deadlines = self._deadlines
+        listening = Listening()
+        raw: asyncssh.SSHClientConnection | None = None
+        trouble: Exception | None = None
+        limit_s = deadlines.connect_s + deadlines.login_s
+        async with self._opening:
+            with translated(host, "connecting"), anyio.fail_after(limit_s):
+                async with anyio.create_task_group() as tasks:
+                    limits = deadlines.connect_s, deadlines.silence_s
+                    tasks.start_soon(listening.cancel_when_silent, limits, tasks.cancel_scope)
+                    try:
+                        raw = await self._log_in(host, listening)
+                    except (OSError, asyncssh.Error) as error:
+                        trouble = error
+                    tasks.cancel_scope.cancel()
+                if trouble is not None:
+                    raise trouble
+        if raw is None:
+            silent = f"is connected but has been silent for {deadlines.silence_s:.0f} s (login)"
+            absent = f"did not answer in time ({host.address} for {deadlines.connect_s:.0f} s)"
+            said = absent if listening.heard_at is None else silent
+            raise HostUnreachable(f"`{host.name}` {said}", host=host.name)
+        listening.done()
+        return Link(raw, deadlines.keepalive_s, deadlines.keepalive_count)
+
+    async def _log_in(self, host: Host, listening: Listening) -> asyncssh.SSHClientConnection:
         pinned = [_public_key(key) for key in (host.host_key, host.next_host_key) if key is not None]
         algorithms = list(dict.fromkeys(key.get_algorithm() for key in pinned))
         deadlines = self._deadlines
-        with translated(host, "connecting"), anyio.fail_after(deadlines.connect_s + deadlines.login_s):
-            raw = await asyncssh.connect(
-                host.address,
-                host.port,
-                username=host.user,
-                client_keys=[self._key],
-                known_hosts=(pinned, [], []),
-                server_host_key_algs=algorithms,
-                config=None,
-                agent_path=None,
-                preferred_auth="publickey",
-                compression_algs=["none"],
-                kex_algs=_KEX,
-                encryption_algs=_CIPHERS,
-                connect_timeout=deadlines.connect_s,
-                login_timeout=deadlines.login_s,
-                keepalive_interval=deadlines.keepalive_s,
-                keepalive_count_max=deadlines.keepalive_count,
-            )
-        return Link(raw, deadlines.keepalive_s, deadlines.keepalive_count)
+        return await asyncssh.connect(
+            host.address,
+            host.port,
+            client_factory=lambda: listening,
+            username=host.user,
+            client_keys=[self._key],
+            known_hosts=(pinned, [], []),
+            server_host_key_algs=algorithms,
+            config=None,
+            agent_path=None,
+            preferred_auth="publickey",
+            compression_algs=["none"],
+            kex_algs=_KEX,
+            encryption_algs=_CIPHERS,
+            connect_timeout=deadlines.connect_s + deadlines.login_s,
+            login_timeout=deadlines.login_s,
+            keepalive_interval=deadlines.keepalive_s,
+            keepalive_count_max=deadlines.keepalive_count,
+        )
 
 
 class Connection:

@@ -244,6 +244,7 @@ def test_a_droplet_that_is_not_there_is_named_and_the_others_run(
     assert ended.status == 255
     assert ended.out.count(b"fine") == 2
     assert "error: chisel-dev-3: " in ended.err
+    assert ("silent for 3 s" if way == "silent" else "connecting failed") in ended.err
     assert time.monotonic() - began < 10
 
 
