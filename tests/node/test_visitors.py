@@ -246,7 +246,10 @@ def test_a_terminal_is_one(start: Start) -> None:
         session.send(Kind.STDIN, OFFSET.pack(0) + b"\r")
         while b"40 100" not in seen:
             seen += session.until(Kind.STDOUT).payload[OUTPUT.size :]
-        session.send(Kind.STDIN, OFFSET.pack(1) + b"\x03")
+        session.send(Kind.STDIN, OFFSET.pack(1) + b"ping\r")
+        while seen.count(b"ping") < 2:  # the terminal's echo, and cat
+            seen += session.until(Kind.STDOUT).payload[OUTPUT.size :]
+        session.send(Kind.STDIN, OFFSET.pack(6) + b"\x03")
         assert session.until(Kind.EXIT).json()["signal"] == signal.SIGINT
 
 
