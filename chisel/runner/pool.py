@@ -20,7 +20,7 @@ from chisel.runner.order import Control, Order
 from chisel.runner.run import Connector, Run, describe, new_run_id
 
 LOST = 255
-_WINDOWS_BYTES = 16 << 20
+_WINDOWS_BYTES = 12 << 20
 _SMALLEST_WINDOW, _LARGEST_WINDOW = 256 << 10, 2 << 20
 _RETRY_WAIT_S = 1.0
 
