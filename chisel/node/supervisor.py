@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -101,6 +100,9 @@ class Supervisor:
         self._gone_at: float | None = None
         self._retry_at: float | None = None
         self._woken, self._wake = os.pipe()
+        self._poller = select.poll()
+        self._watched: dict[int, int] = {}
+        self._has_news_of_children = True
         if request.get("timeout_s"):
             self._timeout_at = time.monotonic() + float(request["timeout_s"])
 
@@ -153,41 +155,56 @@ class Supervisor:
     # -- the loop
 
     def _poll(self) -> None:
-        poll = select.poll()
-        ready: dict[int, Callable[[], None]] = {}
-
-        def watch(descriptor: int, events: int, do: Callable[[], None]) -> None:
-            poll.register(descriptor, events)
-            ready[descriptor] = do
-
-        watch(self._woken, select.POLLIN, self._on_signal)
-        for descriptor in self._door.filenos():
-            watch(descriptor, select.POLLIN, lambda descriptor=descriptor: self._on_door(descriptor))  # type: ignore[misc]
-        at_hand = self._client
-        if at_hand is not None:
-            watch(at_hand.fileno_in, select.POLLIN, self._on_client)
-            if at_hand.has_unsent or self._spool.has_more or self._exit:
-                watch(at_hand.fileno_out, select.POLLOUT, self._flush)
-        if not self._spool.is_full or self._must_drop:
-            for kind, name in _STREAMS:
-                descriptor = self._command.pipes.get(name, -1)
-                if descriptor >= 0:
-                    watch(descriptor, select.POLLIN, lambda kind=kind, name=name: self._on_output(kind, name))  # type: ignore[misc]
-        if self._stdin and self._command.stdin is not None:
-            writing = self._command.stdin
-            if writing in ready:  # a terminal is read and written through one descriptor
-                poll.modify(writing, select.POLLIN | select.POLLOUT)
-            else:
-                watch(writing, select.POLLOUT, self._feed_stdin)
-        for descriptor, events in poll.poll(self._timeout_ms()):
-            if descriptor in ready:
-                ready[descriptor]()
-            if events & select.POLLOUT and self._stdin and descriptor == self._command.stdin:
-                self._feed_stdin()
+        wanted = self._wanted()
+        if wanted != self._watched:
+            for descriptor in self._watched.keys() - wanted.keys():
+                self._poller.unregister(descriptor)
+            for descriptor, events in wanted.items():
+                self._poller.register(descriptor, events)
+            self._watched = wanted
+        for descriptor, events in self._poller.poll(self._timeout_ms()):
+            if descriptor in wanted:
+                self._on_event(descriptor, events)
         self._on_time()
-        self._command.reap()
+        if self._has_news_of_children or self._steps:
+            self._has_news_of_children = False
+            self._command.reap()
         if self._command.has_leader_ended and not self._steps and self._exit is None:
             self._end_in_steps(LEFT_BEHIND_GRACE_S)
+
+    def _wanted(self) -> dict[int, int]:
+        """Return what is to be watched, and for what."""
+        wanted = dict.fromkeys((self._woken, *self._door.filenos()), select.POLLIN)
+        client = self._client
+        if client is not None:
+            wanted[client.fileno_in] = select.POLLIN
+            if client.has_unsent or self._spool.has_more or self._exit:
+                wanted[client.fileno_out] = wanted.get(client.fileno_out, 0) | select.POLLOUT
+        if not self._spool.is_full or self._must_drop:
+            for descriptor in self._command.pipes.values():
+                wanted[descriptor] = select.POLLIN
+        if self._stdin and self._command.stdin is not None:  # a terminal is read and written through one descriptor
+            wanted[self._command.stdin] = wanted.get(self._command.stdin, 0) | select.POLLOUT
+        return wanted
+
+    def _on_event(self, descriptor: int, events: int) -> None:
+        client = self._client
+        if descriptor == self._woken:
+            self._on_signal()
+        elif client is not None and descriptor in (client.fileno_in, client.fileno_out):
+            if descriptor == client.fileno_in and events & ~select.POLLOUT:
+                self._on_client()
+            if descriptor == client.fileno_out and events & ~select.POLLIN and self._client is client:
+                self._flush()
+        elif descriptor == self._command.stdin and events & ~select.POLLIN and self._stdin:
+            self._feed_stdin()
+        if events & ~select.POLLOUT:
+            for kind, name in _STREAMS:
+                if self._command.pipes.get(name) == descriptor:
+                    self._on_output(kind, name)
+                    return
+            if descriptor in self._door.filenos():
+                self._on_door(descriptor)
 
     # -- time
 
@@ -248,6 +265,7 @@ class Supervisor:
             self._lost()
 
     def _on_signal(self) -> None:
+        self._has_news_of_children = True
         if {signal.SIGTERM, signal.SIGINT} & set(os.read(self._woken, 512)):
             self.end("supervisor", CLIENT_GONE_GRACE_S)
 
