@@ -6,8 +6,9 @@ the role on the same channel. The program is unpacked, not run from the zip, so 
 
 The directory appears by one rename, complete; its marker `complete` holds the sources' total size, which each start
 compares, so that a directory damaged by a full disk or a power cut is replaced instead of run. Two that install at
-once are safe: one rename wins, the other's copy is dropped. `python3 -I` ignores PYTHON* variables and the user's
-site directory. Both texts run on Python 3.8 and newer.
+once are safe: one rename wins, the other's copy is dropped. `python3 -I -S` ignores PYTHON* variables and all site
+directories: only the standard library is needed, and what others have installed there would cost every start. Both
+texts run on Python 3.8 and newer.
 """
 
 from __future__ import annotations
@@ -109,4 +110,4 @@ def install_line(sha256: str, role: str, size: int) -> str:
 
 
 def _line(text: str, *arguments: str) -> str:
-    return "exec " + shlex.join([INTERPRETER, "-I", "-c", text, *arguments])
+    return "exec " + shlex.join([INTERPRETER, "-I", "-S", "-c", text, *arguments])

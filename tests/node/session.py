@@ -85,7 +85,7 @@ def started(
     """Start a role with a home of its own, and `more` variables; leaving closes its input and waits for its end."""
     environment = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", **more}
     process = subprocess.Popen(
-        [python or sys.executable, "-I", str(program), role],
+        [python or sys.executable, "-I", "-S", str(program), role],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=home,
