@@ -41,6 +41,7 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
         user = User(home=place / "home", cwd=place / "work", cloud=cloud.environ)
         user.does("up", "-n", "3", "--idle", "0")
         proxies = through_proxies(user)
+        user.does("sync", "--all")
         yield user, proxies
         for proxy in proxies.values():
             proxy.close()

@@ -51,10 +51,11 @@ def files_with(mark: str, *places: Path) -> set[str]:
     """Return the files below these places that hold a mark, compressed or not being all the same to it."""
     found = set()
     for place in places:
-        for path in place.rglob("*"):
-            with contextlib.suppress(OSError):
-                if path.is_file() and not path.is_symlink() and mark.encode() in path.read_bytes():
-                    found.add(str(path.relative_to(place)))
+        for folder, _, names in os.walk(place):  # which goes on where a destroyed droplet's directory vanishes
+            for path in (Path(folder) / name for name in names):
+                with contextlib.suppress(OSError):
+                    if path.is_file() and not path.is_symlink() and mark.encode() in path.read_bytes():
+                        found.add(str(path.relative_to(place)))
     return found
 
 
