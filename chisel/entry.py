@@ -15,10 +15,14 @@ _GC_THRESHOLD = 100_000
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit status; Ctrl-C during the start is 130 without a traceback."""
     gc.set_threshold(_GC_THRESHOLD)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        from chisel.cli.ahead import open_sockets
+
+        sockets = open_sockets(words, os.environ)
         from chisel.cli.app import run_command
 
-        status = run_command(list(sys.argv[1:] if arguments is None else arguments))
+        status = run_command(words, sockets)
     except KeyboardInterrupt:
         status = 130
     leave(status)

@@ -95,13 +95,17 @@ class StateError(ChiselError):
 
 
 class HostUnreachable(ChiselError):
-    """A droplet could not be reached, or the connection to it was lost; `host` is its name."""
+    """A droplet could not be reached, or the connection to it was lost; `host` is its name.
+
+    `was_asked` says that what was wanted of it was on its way: it may have been done.
+    """
 
     exit_status = 255
 
     def __init__(self, message: str, *, host: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.host = host
+        self.was_asked = False
 
 
 class HostKeyMismatch(HostUnreachable):

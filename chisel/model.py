@@ -44,7 +44,8 @@ class Host:
 
     `host_key` is the pinned public key in OpenSSH's one-line form (`ssh-ed25519 AAAA...`): nothing else is accepted
     from this host but, while it replaces its first key, `next_host_key`. `port` is 22 everywhere but in the sandbox,
-    where all droplets share one address.
+    where all droplets share one address. `pipelines` says that its sshd agrees to what chisel foresees in a handshake
+    (`chisel.ssh.early`): True until it did not.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Host:
     user: str
     host_key: str
     next_host_key: str | None = None
+    pipelines: bool = True
 
 
 @dataclass(frozen=True, slots=True)

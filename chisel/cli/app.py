@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import asyncclick as click
@@ -19,6 +19,9 @@ import asyncclick as click
 import chisel
 from chisel.cli.session import Session, wants_json
 from chisel.errors import ChiselError, leaves
+
+if TYPE_CHECKING:
+    from chisel.ssh.sockets import Sockets
 
 INTERRUPTED = 128
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -80,9 +83,9 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.ensure_object(Session).debug = debug or ctx.obj.debug
 
 
-def run_command(arguments: Sequence[str]) -> int:
-    """Run one command line and return the exit status."""
-    session = Session(debug="--debug" in arguments[:1])
+def run_command(arguments: Sequence[str], sockets: Sockets | None = None) -> int:
+    """Run one command line and return the exit status; `sockets` are on their way to droplets (see `ahead`)."""
+    session = Session(debug="--debug" in arguments[:1], sockets=sockets)
     if any(name.endswith("_COMPLETE") for name in os.environ if name.startswith("_CHISEL")):
         return _complete(session)
     try:

@@ -15,6 +15,7 @@ import anyio
 if TYPE_CHECKING:
     from chisel.client import Client, Pool
     from chisel.model import StatusSource
+    from chisel.ssh.sockets import Sockets
 
 _COMMANDS_WITH_WORDS = {"run", "profile"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -45,8 +46,9 @@ class Session:
     holds what the command line says about how output looks (see `chisel.render.screen.Look`).
     """
 
-    def __init__(self, *, debug: bool = False) -> None:
+    def __init__(self, *, debug: bool = False, sockets: Sockets | None = None) -> None:
         self.debug = debug
+        self._sockets = sockets
         self.json = False
         self.quiet = False
         self.look: dict[str, Any] = {}
@@ -67,7 +69,7 @@ class Session:
         """
         import chisel
 
-        async with self.output() as sink, chisel.open(sink=sink) as client:
+        async with self.output() as sink, chisel.open(sink=sink, sockets=self._sockets) as client:
             await client.begin(mends=mends, warns=cares)
             yield client
             if cares:

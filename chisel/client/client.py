@@ -35,6 +35,7 @@ from chisel.events import Facts, Notice, NullSink, Sink, StatusReported, SweepRe
 from chisel.model import (
     Bill,
     DropletStatus,
+    Host,
     PoolStatus,
     RunId,
     RunningCommand,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from chisel.cloud.base import Cloud
     from chisel.lifecycle import Lifecycle
     from chisel.ssh.connector import Connector
+    from chisel.ssh.sockets import Sockets
 
 DEFAULT_PROFILE_DIRECTORY = "chisel-profile"
 _STATUS_TIMEOUT_S, _GPU_LOOK_S = 8.0, 8.0
@@ -70,11 +72,13 @@ async def open(
     cwd: Path | str | None = None,
     home: Path | None = None,
     api_url: str | None = None,
+    sockets: Sockets | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client from configuration and environment; both are read here and nowhere below.
 
     `environ` defaults to the process's own (`CHISEL_DO_TOKEN`, `CHISEL_DO_API_URL`, XDG variables), `cwd` to the
-    current directory. Raises ConfigError for unusable files. Leaving closes every connection, in bounded time.
+    current directory. `sockets` are on their way to droplets already; the client uses and closes them. Raises
+    ConfigError for unusable files. Leaving closes every connection, in bounded time.
     """
     environ = os.environ if environ is None else environ
     paths = resolve_paths(environ, home or Path.home())
@@ -83,19 +87,28 @@ async def open(
     project = await to_thread.run_sync(find_project, here)
     named = {name: environ[name] for name in project.settings.env if name in environ}
     async with AsyncExitStack() as stack:
-        yield Client(config, paths, Where(project, here, named), sink or NullSink(), stack)
+        yield Client(config, paths, Where(project, here, named), sink or NullSink(), stack, sockets)
 
 
 class Client:
     """One user's view of their pools. Calls may overlap within one event loop."""
 
-    def __init__(self, config: Config, paths: Paths, where: Where, sink: Sink, stack: AsyncExitStack) -> None:
+    def __init__(
+        self,
+        config: Config,
+        paths: Paths,
+        where: Where,
+        sink: Sink,
+        stack: AsyncExitStack,
+        sockets: Sockets | None = None,
+    ) -> None:
         self.config = config
         self.paths = paths
         self.where = where
         self.sink = sink
         self.store = StateStore(paths.state_file)
         self._stack = stack
+        self._sockets = sockets
         self._opening = anyio.Lock()
         self._cloud: Cloud | None = None
         self._connector: Connector | None = None
@@ -115,18 +128,18 @@ class Client:
                 )
             return self._cloud
 
-    async def connector(self) -> Connector:
-        """Return the keeper of warm SSH connections, with chisel's own key."""
+    async def connector(self, hosts: Sequence[Host] = ()) -> Connector:
+        """Return the keeper of warm SSH connections, with chisel's own key.
+
+        `hosts` are those that will be connected to at once: the first time, that begins while the keeper is made.
+        """
         async with self._opening:
             if self._connector is None:
-                from chisel.ssh.quick import load_asyncssh
+                from chisel.client.connections import make_connector
 
-                load_asyncssh()
-                from chisel.ssh.connector import open_connector
-                from chisel.ssh.keys import load_or_create_client_key
-
-                key = await to_thread.run_sync(load_or_create_client_key, self.paths.client_key)
-                self._connector = await self._stack.enter_async_context(open_connector(key))
+                self._connector = await make_connector(
+                    self._stack, self.paths, self.store, self.config.api_url, hosts, self._sockets
+                )
             return self._connector
 
     async def lifecycle(self) -> Lifecycle:
@@ -321,8 +334,7 @@ class Client:
         limit_s = _STATUS_TIMEOUT_S + (_GPU_LOOK_S if looks_at_gpus else 0)
         try:
             with anyio.fail_after(limit_s):
-                connection = await (await self.connector()).connect(host_of(record))
-                return await connection.ask("status", {"looks_at_gpus": looks_at_gpus})
+                return await (await self.connector()).ask(host_of(record), "status", {"looks_at_gpus": looks_at_gpus})
         except (HostUnreachable, RemoteError, TimeoutError):
             return None
 

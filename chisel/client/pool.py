@@ -112,7 +112,7 @@ class Pool:
         tree = await scan_tree(root, index_file_for(self._client.paths.index_dir, root))
         remote = remote_root_for(root)
         owner = (await self._client.store.read()).owner
-        connector = await self._client.connector()
+        connector = await self._client.connector(self.hosts())
         results: dict[str, SyncResult] = {}
 
         async def one(host: Host) -> None:
@@ -184,7 +184,7 @@ class Pool:
             container=container,
         )
         return await run_pool(
-            await self._client.connector(),
+            await self._client.connector(self.hosts()),
             self.hosts(),
             order,
             self._client.sink,
@@ -216,7 +216,7 @@ class Pool:
         """
         order, ids = Order(line="", capture=capture, terminal=terminal), await self._ids(run)
         return await run_pool(
-            await self._client.connector(),
+            await self._client.connector(self.hosts()),
             self._hosts_of(ids),
             order,
             self._client.sink,
@@ -232,7 +232,7 @@ class Pool:
 
         Returns how it ended by droplet, None where it still runs. Raises HostUnreachable, RemoteError.
         """
-        ids, connector = await self._ids(run), await self._client.connector()
+        ids, connector = await self._ids(run), await self._client.connector(self.hosts())
         found: dict[str, RunResult | None] = {}
         began = since.timestamp() if since is not None else 0.0
 
@@ -251,7 +251,7 @@ class Pool:
 
         `was_running`, `running` and `status` are in each answer. Raises HostUnreachable, RemoteError.
         """
-        ids, connector = await self._ids(run), await self._client.connector()
+        ids, connector = await self._ids(run), await self._client.connector(self.hosts())
         found: dict[str, Any] = {}
 
         async def one(host: Host) -> None:
@@ -267,7 +267,7 @@ class Pool:
 
         The id that `run --detach` prints finds it on all droplets of the pool. Raises UsageError for an unknown one.
         """
-        connector, found = await self._client.connector(), dict[str, list[dict[str, Any]]]()
+        connector, found = await self._client.connector(self.hosts()), dict[str, list[dict[str, Any]]]()
 
         async def one(host: Host) -> None:
             found[host.name] = await runs_of(connector, host, timeout_s=_LOOK_TIMEOUT_S)
@@ -304,7 +304,7 @@ class Pool:
         patterns = [paths] if isinstance(paths, str) else list(paths)
         target = self._client.where.cwd / (to or ".")
         remote = PurePosixPath(await self._client.remote_cwd())
-        connector = await self._client.connector()
+        connector = await self._client.connector(self.hosts())
         results: dict[str, PullResult] = {}
 
         async def one(host: Host) -> None:
@@ -326,12 +326,11 @@ class Pool:
         By droplet a list of `root`, `files`, `bytes` and the `newest` paths; one that does not answer is left out.
         """
         found: dict[str, list[dict[str, Any]]] = {}
-        connector = await self._client.connector()
+        connector = await self._client.connector(self.hosts())
 
         async def one(host: Host) -> None:
             with anyio.move_on_after(_LOOK_TIMEOUT_S), suppress(ChiselError):
-                connection = await connector.connect(host)
-                copies = (await connection.ask("results", {}))["copies"]
+                copies = (await connector.ask(host, "results", {}))["copies"]
                 if copies:
                     found[host.name] = copies
 
@@ -363,7 +362,7 @@ class Pool:
         wanted = check_traces(traces)
         target = self._client.where.cwd / (out or default_out(Path(DEFAULT_PROFILE_DIRECTORY), line, datetime.now()))  # noqa: DTZ005 - the user's own clock
         cwd = await self._client.remote_cwd()
-        connector = await self._client.connector()
+        connector = await self._client.connector(self.hosts())
         owner = (await self._client.store.read()).owner
         results: dict[str, ProfileResult] = {}
 

@@ -31,6 +31,7 @@ def host_of(record: DropletRecord) -> Host:
         user="root",
         host_key=record.host_key,
         next_host_key=record.next_host_key,
+        pipelines=record.pipelines,
     )
 
 

@@ -18,6 +18,9 @@ VERSION_VARIABLE = "CHISEL_NODE_VERSION"
 def main(argv: Sequence[str]) -> int:
     """Serve the role that the first argument names, over standard input and output; return the exit status."""
     channel = Channel()
+    request = os.environ.pop(frames.REQUEST_VARIABLE, None)
+    if request is not None:
+        channel.waiting.append(frames.Frame(frames.Kind.REQUEST, request.encode("ascii")))
     channel.send_json(
         frames.Kind.HELLO,
         {
@@ -26,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
             "python": ".".join(map(str, sys.version_info[:3])),
             "pid": os.getpid(),
             "home": os.environ.get("HOME", ""),
+            "was_asked": request is not None,
         },
     )
     try:

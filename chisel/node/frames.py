@@ -21,6 +21,9 @@ OFFSET = struct.Struct("!Q")
 OUTPUT = struct.Struct("!QI")
 TIME = struct.Struct("!d")
 
+REQUEST_VARIABLE = "LC_CHISEL"
+"""Holds the request where sshd passes it on (Debian's and Ubuntu's `AcceptEnv LANG LC_*`): it saves a round trip."""
+
 
 class Kind(IntEnum):
     """What a frame is."""
@@ -82,7 +85,12 @@ def encode(kind: int, payload: bytes | memoryview = b"") -> bytes:
 
 def encode_json(kind: int, obj: Any) -> bytes:
     r"""Return a frame holding an object; file names with surrogate escapes travel as `\udcXX`."""
-    return encode(kind, json.dumps(obj, separators=(",", ":")).encode("ascii"))
+    return encode(kind, as_json(obj))
+
+
+def as_json(obj: Any) -> bytes:
+    """Return an object as a frame holds it: ASCII without a line break or a NUL."""
+    return json.dumps(obj, separators=(",", ":")).encode("ascii")
 
 
 class Decoder:

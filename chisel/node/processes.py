@@ -186,7 +186,7 @@ class Command:
 
     def signal_everything(self, number: int) -> None:
         """Send a signal to the group, to every orphan that came to us, and to all that its control group holds."""
-        orphans = [pid for pid in _children() if pid != self.pid]
+        orphans = [pid for pid in _children() if pid != self.pid] if self._has_children else []
         if self.has_leader_ended and number == signal.SIGTERM:
             self._left_behind += len(orphans)
         with suppress(OSError):

@@ -17,6 +17,7 @@ from chisel.runner.run import Connector
 from chisel.runner.watch import Watch
 
 _BACK_OFF_S, _LONGEST_BACK_OFF_S = 0.2, 5.0
+_CONNECT_S = 20.0
 
 
 async def show_logs(
@@ -39,8 +40,7 @@ async def show_logs(
     lost_at, wait_s, is_first = 0.0, _BACK_OFF_S, True
     while True:
         try:
-            connection = await connector.connect(host)
-            async with connection.node("logs", request) as channel:
+            async with connector.node(host, "logs", request) as channel:
                 while row := await channel.receive():
                     if lost_at:
                         seconds = time.monotonic() - lost_at
@@ -67,22 +67,19 @@ async def show_logs(
 
 
 async def end_run(
-    connector: Any, host: Host, run_id: RunId, *, signal: int | None = None, grace_s: float = 5.0
+    connector: Connector, host: Host, run_id: RunId, *, signal: int | None = None, grace_s: float = 5.0
 ) -> dict[str, Any]:
     """Send a run a signal, or end it (TERM, KILL after `grace_s`) and wait for its end; returns what became of it.
 
     `was_running`, `running` and `status` are in it. Raises HostUnreachable, and RemoteError where there is no such run.
     """
-    connection = await connector.connect(host)
-    with anyio.fail_after(grace_s + 15):
-        answer: dict[str, Any] = await connection.ask("kill", {"run_id": run_id, "signal": signal, "grace_s": grace_s})
-    return answer
+    with anyio.fail_after(grace_s + 15 + _CONNECT_S):
+        return await connector.ask(host, "kill", {"run_id": run_id, "signal": signal, "grace_s": grace_s})
 
 
 async def runs_of(connector: Any, host: Host, *, timeout_s: float) -> list[dict[str, Any]]:
     """Return a droplet's record of runs, the newest last; empty where it does not answer."""
     with suppress(HostUnreachable), anyio.move_on_after(timeout_s):
-        connection = await connector.connect(host)
-        found: list[dict[str, Any]] = (await connection.ask("status", {}))["runs"]
+        found: list[dict[str, Any]] = (await connector.ask(host, "status", {}))["runs"]
         return found
     return []

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 import anyio
 
@@ -25,13 +24,6 @@ _SMALLEST_WINDOW, _LARGEST_WINDOW = 256 << 10, 2 << 20
 _RETRY_WAIT_S = 1.0
 
 Source = Callable[[], Awaitable[bytes]]
-
-
-class Asking(Protocol):
-    """A connection on which a role can be asked."""
-
-    async def ask(self, role: str, request: dict[str, object]) -> dict[str, object]:
-        """Return a role's answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,17 +163,16 @@ class _Crew:
                 said = f"{error.message}; trying again ({attempt} of {self._limits.retries})"
                 self._sink.emit(Notice(host=host.name, level="warning", message=said))
                 await anyio.sleep(_RETRY_WAIT_S)
-                await self._make_sure_it_ended(host, run)
+                if run.watch.has_started or (isinstance(error, HostUnreachable) and error.was_asked):
+                    await self._make_sure_it_ended(host, run)
                 identity = RunId(f"{run_id}-r{attempt}")
             finally:
                 self._under_way.pop(host.name, None)
 
     async def _make_sure_it_ended(self, host: Host, run: Run) -> None:
         """End what may be left of an attempt, before the next one: never two of them at once."""
-        if run.watch.has_started:
-            with suppress(ChiselError):
-                connection: Asking = await self._connector.connect(host)  # type: ignore[assignment]
-                await connection.ask("kill", {"run_id": run.watch.run_id, "forbids": True})
+        with suppress(ChiselError):
+            await self._connector.ask(host, "kill", {"run_id": run.watch.run_id, "forbids": True})
 
     def _stop_if_enough(self) -> None:
         most = self._limits.max_fail

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from chisel.errors import ChiselError, HostKeyMismatch, HostUnreachable, RemoteError
+from chisel.errors import ChiselError, HostKeyMismatch, HostUnreachable, NotReady, RemoteError
 from chisel.events import LinkLost, LinkResumed, Notice, RunDetached, Sink
 from chisel.model import Host, RunId, RunResult
 from chisel.node import frames
@@ -32,6 +32,7 @@ _END_GRACE_S = 1.0
 _END_ON_CANCEL_S = 3.0
 _LEAVE_S = 2.0
 _BACK_OFF_S, _LONGEST_BACK_OFF_S = 0.1, 5.0
+_UNSTARTED_PATIENCE_S = 15.0
 
 
 class Channel(Protocol):
@@ -46,19 +47,18 @@ class Channel(Protocol):
     async def receive(self) -> Sequence[Frame]:
         """Return the frames at hand, waiting for one; an empty list means the end."""
 
-
-class Connection(Protocol):
-    """A warm, verified connection to one droplet."""
-
-    def node(self, role: str, request: dict[str, Any], *, window: int | None = None) -> Any:
-        """Start a role of the node program: an async context manager of a Channel."""
+    def done(self) -> None:
+        """Say that all has arrived: to close the channel need not wait."""
 
 
 class Connector(Protocol):
     """Whoever keeps the connections."""
 
-    async def connect(self, host: Host) -> Connection:
-        """Return the connection to a host; raises HostUnreachable."""
+    def node(self, host: Host, role: str, request: dict[str, Any], *, window: int | None = None) -> Any:
+        """Connect where needed and start a role of the node program: an async context manager of a Channel."""
+
+    async def ask(self, host: Host, role: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Connect where needed and start a role that gives one answer; return it. Raises HostUnreachable."""
 
     def forget(self, host: Host) -> None:
         """Drop the connection to a host."""
@@ -157,12 +157,13 @@ class Run:
         is_first, wait_s = True, _BACK_OFF_S
         while True:
             try:
-                connection = await connector.connect(self.host)
-                async with connection.node(role, request, window=self._window) as channel:
+                async with connector.node(self.host, role, request, window=self._window) as channel:
                     is_first, wait_s = False, _BACK_OFF_S
                     trouble = await self._follow_link(channel)
             except HostUnreachable as error:
                 trouble = error
+                if error.was_asked and not isinstance(error, NotReady):
+                    is_first = False  # it may have begun
             if self._is_done:
                 return self._result()
             if trouble is None:
@@ -240,9 +241,13 @@ class Run:
 
     async def _back_off(self, wait_s: float, trouble: ChiselError) -> float:
         """Wait before the next attempt; raises HostUnreachable when it has been tried for long enough."""
-        if self._lost_at is not None and time.monotonic() - self._lost_at > self._order.patience_s:
+        patience_s = self._order.patience_s
+        if not self.watch.has_started:
+            patience_s = min(patience_s, _UNSTARTED_PATIENCE_S)
+        if self._lost_at is not None and time.monotonic() - self._lost_at > patience_s:
             message = f"`{self.host.name}` cannot be reached any more: {trouble.message}"
-            hint = f"its command may still run: chisel attach {self.watch.run_id}"
+            may = "still run" if self.watch.has_started else "have begun"
+            hint = f"its command may {may}: chisel attach {self.watch.run_id}"
             raise HostUnreachable(message, host=self.host.name, hint=hint) from trouble
         await anyio.sleep(wait_s * random.uniform(0.5, 1.0))
         return min(wait_s * 2, _LONGEST_BACK_OFF_S)
@@ -325,6 +330,7 @@ class Run:
             await self._sink.drain()
             if self.watch.position - self._acked >= ACK_BYTES and self.watch.exit is None:
                 await self._ack(channel)
+        channel.done()
 
     async def _ack(self, channel: Channel) -> None:
         if self.watch.position != self._acked:

@@ -128,6 +128,7 @@ def _write_config(spec: DropletSpec) -> Path:
         "PermitUserRC no\n"
         "PrintMotd no\n"
         "PrintLastLog no\n"
+        "AcceptEnv LANG LC_*\n"  # as Debian and Ubuntu have it
         "PidFile none\n"
         # Debian's bash reads the real ~/.bashrc of a user who comes by SSH, but not in a nested shell.
         "SetEnv SHLVL=9\n"
@@ -142,7 +143,7 @@ def _session_script(spec: DropletSpec) -> str:
         "#!/bin/sh\n"
         f"if [ -e {shlex.quote(str(banner_file(spec.root)))} ]; then printf %s {shlex.quote(BANNER)}; exit 0; fi\n"
         f"cd {shlex.quote(environment['HOME'])} || exit 255\n"
-        f'set -- {pairs} ${{TERM:+"TERM=$TERM"}}\n'
+        f'set -- {pairs} ${{TERM:+"TERM=$TERM"}} ${{LC_CHISEL:+"LC_CHISEL=$LC_CHISEL"}}\n'
         'if [ -z "$SSH_ORIGINAL_COMMAND" ]; then exec env -i "$@" bash -l; fi\n'
         'exec env -i "$@" bash -c "$SSH_ORIGINAL_COMMAND"\n'
     )

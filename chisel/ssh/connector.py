@@ -14,11 +14,13 @@ from anyio import to_thread
 
 from chisel.errors import HostUnreachable, NotReady
 from chisel.model import Host
-from chisel.node.frames import Kind
+from chisel.node.frames import REQUEST_VARIABLE, Kind, as_json
 from chisel.ssh.boot import install_line, start_line
 from chisel.ssh.channel import NodeChannel, NodeSession
+from chisel.ssh.early import Departures, depart, may_begin_early
 from chisel.ssh.keys import KeyPair, load_or_create_client_key
 from chisel.ssh.link import Link
+from chisel.ssh.pipelined import AGREED, READ_IN, Ahead, NotPipelined, connect_pipelined, would_agree
 from chisel.ssh.program import NodeProgram, pack_node_program
 from chisel.ssh.refusal import remote_error
 from chisel.ssh.silence import Listening
@@ -28,7 +30,11 @@ DEFAULT_WINDOW = 2 << 20
 MOST_AT_ONCE = 64
 """Logins under way at a time: each is judged by its own silence, and is not to wait for this machine's processors."""
 
+MOST_REQUEST_BYTES = 48 << 10
+"""A longer request is sent when the role asks for it: Linux takes variables of up to 128 KiB (execve(2))."""
+
 _FOLLOWED = frozenset({"supervise", "attach"})
+_SECRET = frozenset({"hostkey"})
 _CLOSE_S = 2.0
 _KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr")
@@ -56,13 +62,18 @@ class ShellAnswer:
 
 
 @asynccontextmanager
-async def open_connector(client_key: KeyPair | Path, *, deadlines: Deadlines | None = None) -> AsyncIterator[Connector]:
-    """Give the keeper of connections that log in with this key; leaving closes them all, in bounded time."""
+async def open_connector(
+    client_key: KeyPair | Path, *, deadlines: Deadlines | None = None, departures: Departures | None = None
+) -> AsyncIterator[Connector]:
+    """Give the keeper of connections that log in with this key; leaving closes them all, in bounded time.
+
+    `departures` are sockets that are on their way already; who made them closes those that were of no use.
+    """
     pair = (
         await to_thread.run_sync(load_or_create_client_key, client_key) if isinstance(client_key, Path) else client_key
     )
     program = await to_thread.run_sync(pack_node_program)
-    connector = Connector(pair, program, deadlines or Deadlines())
+    connector = Connector(pair, program, deadlines or Deadlines(), departures)
     try:
         yield connector
     finally:
@@ -71,9 +82,16 @@ async def open_connector(client_key: KeyPair | Path, *, deadlines: Deadlines | N
 
 
 class Connector:
-    """Open each connection once and share it; calls may overlap."""
+    """Open each connection once and share it; calls may overlap.
 
-    def __init__(self, pair: KeyPair, program: NodeProgram, deadlines: Deadlines) -> None:
+    `plain` are the hosts that did not agree to a pipelined handshake and were connected in the usual way.
+    """
+
+    def __init__(
+        self, pair: KeyPair, program: NodeProgram, deadlines: Deadlines, departures: Departures | None = None
+    ) -> None:
+        self.plain: set[Host] = set()
+        self._departures = departures
         self._key = asyncssh.import_private_key(pair.private_openssh)
         self._program = program
         self._deadlines = deadlines
@@ -81,20 +99,47 @@ class Connector:
         self._locks: dict[Host, anyio.Lock] = {}
         self._opening = anyio.Semaphore(MOST_AT_ONCE)
 
-    async def connect(self, host: Host) -> Connection:
+    async def connect(self, host: Host, *, ahead: Ahead | None = None) -> Connection:
         """Return the warm connection to a host, opened where there is none or it was lost.
 
-        Raises HostKeyMismatch when another host key answers (nothing was sent), else HostUnreachable. Cancelled, it
-        leaves no half-open connection; another caller that waits for the same host then tries itself.
+        A connection that has to be opened may start the session `ahead` on its way. Raises HostKeyMismatch when another
+        host key answers (nothing was sent), else HostUnreachable. Cancelled, it leaves no half-open connection; another
+        caller that waits for the same host then tries itself.
         """
         async with self._locks.setdefault(host, anyio.Lock()):
             known = self._connections.get(host)
             if known is not None and not known.is_lost:
                 return known
-            first = await self._open(host)
+            first = await self._open(host, ahead)
             fresh = Connection(host, first, self._program, self._deadlines, self._open)
             self._connections[host] = fresh
             return fresh
+
+    @asynccontextmanager
+    async def node(
+        self, host: Host, role: str, request: dict[str, Any], *, window: int | None = None
+    ) -> AsyncIterator[NodeChannel]:
+        """Connect where needed and start a role of the node program in one go: see `connect` and `Connection.node`.
+
+        A HostUnreachable raised by it says in `was_asked` whether the request was on its way.
+        """
+        ahead = _ahead(host, self._program, role, request, window or DEFAULT_WINDOW)
+        try:
+            connection = await self.connect(host, ahead=ahead)
+        except HostUnreachable as error:
+            error.was_asked = ahead.channel is not None
+            raise
+        if ahead.channel is not None and connection.is_lost:
+            lost = HostUnreachable(f"the connection to `{host.name}` was lost", host=host.name)
+            lost.was_asked = True
+            raise lost
+        async with connection.node(role, request, window=window, ahead=ahead) as channel:
+            yield channel
+
+    async def ask(self, host: Host, role: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Connect where needed and start a role that gives one answer, in one go: see `Connection.ask`."""
+        async with self.node(host, role, request) as channel:
+            return await _answer(channel, host, role)
 
     def forget(self, host: Host) -> None:
         """Close the connection to a host, if there is one, without waiting."""
@@ -109,24 +154,29 @@ class Connector:
         for connection in closing:
             await connection.close()
 
-    async def _open(self, host: Host) -> Link:
+    async def _open(self, host: Host, ahead: Ahead | None = None) -> Link:
         deadlines = self._deadlines
         listening = Listening()
         raw: asyncssh.SSHClientConnection | None = None
         trouble: Exception | None = None
         limit_s = deadlines.connect_s + deadlines.login_s
-        async with self._opening:
-            with translated(host, "connecting"), anyio.fail_after(limit_s):
-                async with anyio.create_task_group() as tasks:
-                    limits = deadlines.connect_s, deadlines.silence_s
-                    tasks.start_soon(listening.cancel_when_silent, limits, tasks.cancel_scope)
-                    try:
-                        raw = await self._log_in(host, listening)
-                    except (OSError, asyncssh.Error) as error:
-                        trouble = error
-                    tasks.cancel_scope.cancel()
-                if trouble is not None:
-                    raise trouble
+        try:
+            async with self._opening:
+                with translated(host, "connecting"), anyio.fail_after(limit_s):
+                    async with anyio.create_task_group() as tasks:
+                        limits = deadlines.connect_s, deadlines.silence_s
+                        tasks.start_soon(listening.cancel_when_silent, limits, tasks.cancel_scope)
+                        try:
+                            raw = await self._log_in(host, listening, ahead)
+                        except (OSError, asyncssh.Error) as error:
+                            trouble = error
+                        tasks.cancel_scope.cancel()
+                    if trouble is not None:
+                        raise trouble
+        except BaseException:
+            if raw is not None:
+                raw.abort()
+            raise
         if raw is None:
             silent = f"is connected but has been silent for {deadlines.silence_s:.0f} s (login)"
             absent = f"did not answer in time ({host.address} for {deadlines.connect_s:.0f} s)"
@@ -135,29 +185,49 @@ class Connector:
         listening.done()
         return Link(raw, deadlines.keepalive_s, deadlines.keepalive_count)
 
-    async def _log_in(self, host: Host, listening: Listening) -> asyncssh.SSHClientConnection:
+    async def _log_in(self, host: Host, listening: Listening, ahead: Ahead | None) -> asyncssh.SSHClientConnection:
+        """Log in pipelined, and in the usual way where the host did not agree to that or it was not read how."""
+        departure = self._departures.claim(host) if self._departures is not None else None
+        options = self._options(host, listening)
+        if asyncssh.__version__ in READ_IN and may_begin_early(host) and host not in self.plain:
+            departure = departure or depart(host)
+        elif departure is not None:
+            departure.socket.close()
+            departure = None
+        if departure is not None:
+            agreed = asyncssh.SSHClientConnectionOptions(**{**options, **AGREED}, host=host.address, port=host.port)
+            try:
+                return await connect_pipelined(host, departure, agreed, ahead)
+            except NotPipelined:
+                raw = await asyncssh.connect(host.address, host.port, **options)
+                if not would_agree(raw):
+                    self.plain.add(host)
+                return raw
+        return await asyncssh.connect(host.address, host.port, **options)
+
+    def _options(self, host: Host, listening: Listening) -> dict[str, Any]:
         pinned = [_public_key(key) for key in (host.host_key, host.next_host_key) if key is not None]
         algorithms = list(dict.fromkeys(key.get_algorithm() for key in pinned))
         deadlines = self._deadlines
-        return await asyncssh.connect(
-            host.address,
-            host.port,
-            client_factory=lambda: listening,
-            username=host.user,
-            client_keys=[self._key],
-            known_hosts=(pinned, [], []),
-            server_host_key_algs=algorithms,
-            config=None,
-            agent_path=None,
-            preferred_auth="publickey",
-            compression_algs=["none"],
-            kex_algs=_KEX,
-            encryption_algs=_CIPHERS,
-            connect_timeout=deadlines.connect_s + deadlines.login_s,
-            login_timeout=deadlines.login_s,
-            keepalive_interval=deadlines.keepalive_s,
-            keepalive_count_max=deadlines.keepalive_count,
-        )
+        return {
+            "client_factory": lambda: listening,
+            "username": host.user,
+            "client_keys": [self._key],
+            "known_hosts": (pinned, [], []),
+            "server_host_key_algs": algorithms,
+            "config": None,
+            "agent_path": None,
+            "x509_trusted_certs": [],  # the files of these two are not looked for
+            "x509_trusted_cert_paths": [],
+            "preferred_auth": "publickey",
+            "compression_algs": ["none"],
+            "kex_algs": _KEX,
+            "encryption_algs": _CIPHERS,
+            "connect_timeout": deadlines.connect_s + deadlines.login_s,
+            "login_timeout": deadlines.login_s,
+            "keepalive_interval": deadlines.keepalive_s,
+            "keepalive_count_max": deadlines.keepalive_count,
+        }
 
 
 class Connection:
@@ -180,6 +250,7 @@ class Connection:
         self._deadlines = deadlines
         self._more = more
         self._opening = anyio.Lock()
+        self._drops_environment = False
 
     @property
     def is_lost(self) -> bool:
@@ -218,22 +289,28 @@ class Connection:
 
     @asynccontextmanager
     async def node(
-        self, role: str, request: dict[str, Any], *, window: int | None = None
+        self, role: str, request: dict[str, Any], *, window: int | None = None, ahead: Ahead | None = None
     ) -> AsyncIterator[NodeChannel]:
         """Start a role of the node program, shipping the program first where it is missing, and send the request.
 
-        `window` bounds, in bytes, what may arrive unread. Leaving closes the channel: the role sees the end of its
-        input and ends. Raises HostUnreachable, and NotReady when something else than the program answers.
+        `window` bounds, in bytes, what may arrive unread; `ahead` is the same session where it was sent with the login.
+        Leaving closes the channel: the role sees the end of its input and ends. Raises HostUnreachable (`was_asked`
+        tells whether the request was on its way), and NotReady when something else than the program answers.
         """
         async with self._link() as link:
-            channel = await self._start(link, role, request, window or DEFAULT_WINDOW)
             is_followed = role in _FOLLOWED
             if is_followed:
                 link.follow()
             try:
-                yield channel
+                if ahead is None or ahead.channel is None:
+                    ahead = _ahead(self.host, self._program, role, request, window or DEFAULT_WINDOW)
+                    ahead.env = {} if self._drops_environment else ahead.env
+                channel = await self._start(link, role, request, ahead)
+                try:
+                    yield channel
+                finally:
+                    await channel.close()
             finally:
-                await channel.close()
                 if is_followed:
                     link.unfollow()
 
@@ -244,41 +321,47 @@ class Connection:
         Waits as long as the role works: give it a deadline.
         """
         async with self.node(role, request) as channel:
-            while frames := await channel.receive():
-                for frame in frames:
-                    if frame.kind == Kind.ERROR:
-                        raise remote_error(frame, self.host.name)
-                    if frame.kind == Kind.REPLY:
-                        answer: dict[str, Any] = frame.json()
-                        return answer
-        raise HostUnreachable(f"`{self.host.name}` ended `{role}` without an answer", host=self.host.name)
+            return await _answer(channel, self.host, role)
 
-    async def _start(self, link: Link, role: str, request: dict[str, Any], window: int) -> NodeChannel:
-        program = self._program
+    async def _start(self, link: Link, role: str, request: dict[str, Any], ahead: Ahead) -> NodeChannel:
         for ships in (False, True):
-            line = install_line(program.sha256, role, len(program.data)) if ships else start_line(program.sha256, role)
-            channel = await self._session(link, line, window)
+            if ships:
+                line = install_line(self._program.sha256, role, len(self._program.data))
+                ahead = Ahead(NodeSession(self.host), line, {}, ahead.window)
+            was_asked = bool(ahead.env)
             try:
-                with translated(self.host, f"starting `{role}`"), anyio.fail_after(self._deadlines.hello_s):
-                    if ships:
-                        await channel.send_raw(program.data)
-                    with suppress(HostUnreachable):  # it may have ended, saying why: greet tells
-                        await channel.send_json(Kind.REQUEST, request)
-                    if await channel.greet():
-                        return channel
-            except BaseException:
+                channel = await self._session(link, ahead)
+                try:
+                    with translated(self.host, f"starting `{role}`"), anyio.fail_after(self._deadlines.hello_s):
+                        if ships:
+                            await channel.send_raw(self._program.data)
+                        if ships or not ahead.env:
+                            was_asked = True
+                            with suppress(HostUnreachable):  # it may have ended, saying why: greet tells
+                                await channel.send_json(Kind.REQUEST, request)
+                        if await channel.greet():
+                            if ahead.env and not channel.hello.get("was_asked"):
+                                self._drops_environment = True
+                                await channel.send_json(Kind.REQUEST, request)
+                            return channel
+                except BaseException:
+                    await channel.close()
+                    raise
                 await channel.close()
+            except HostUnreachable as error:
+                error.was_asked = was_asked
                 raise
-            await channel.close()
         raise NotReady(f"`{self.host.name}` does not keep the node program", host=self.host.name)
 
-    async def _session(self, link: Link, line: str, window: int) -> NodeChannel:
+    async def _session(self, link: Link, ahead: Ahead) -> NodeChannel:
         with translated(self.host, "opening a session"), anyio.fail_after(self._deadlines.hello_s):
-            session = NodeSession(self.host)
+            if ahead.channel is not None:
+                await ahead.channel.begun()
+                return NodeChannel(self.host, ahead.session, ahead.channel)
             raw, _ = await link.raw.create_session(
-                lambda: session, line, encoding=None, request_pty=False, window=window
+                lambda: ahead.session, ahead.line, encoding=None, request_pty=False, window=ahead.window, env=ahead.env
             )
-        return NodeChannel(self.host, session, raw)
+        return NodeChannel(self.host, ahead.session, raw)
 
     async def shell(self, line: str, *, timeout_s: float, input: bytes = b"") -> ShellAnswer:
         """Run a short line in the remote shell and return all it gave: for readiness, never for user commands.
@@ -311,6 +394,26 @@ class Connection:
                     async with sftp.open(new, "wb", asyncssh.SFTPAttrs(permissions=mode)) as out:
                         await out.write(data)
                     await sftp.posix_rename(new, str(path))
+
+
+async def _answer(channel: NodeChannel, host: Host, role: str) -> dict[str, Any]:
+    while frames := await channel.receive():
+        for frame in frames:
+            if frame.kind == Kind.ERROR:
+                raise remote_error(frame, host.name)
+            if frame.kind == Kind.REPLY:
+                answer: dict[str, Any] = frame.json()
+                channel.done()
+                return answer
+    raise HostUnreachable(f"`{host.name}` ended `{role}` without an answer", host=host.name)
+
+
+def _ahead(host: Host, program: NodeProgram, role: str, request: dict[str, Any], window: int) -> Ahead:
+    """Return the session that starts a role; its request travels as a variable where it is not too long for one."""
+    text = as_json(request)
+    env: dict[str | bytes, str | bytes] = {}
+    env = {REQUEST_VARIABLE: text.decode()} if len(text) <= MOST_REQUEST_BYTES and role not in _SECRET else {}
+    return Ahead(NodeSession(host), start_line(program.sha256, role), env, window)
 
 
 def _public_key(line: str) -> asyncssh.SSHKey:

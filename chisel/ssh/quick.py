@@ -11,12 +11,12 @@ import sys
 
 
 def load_asyncssh() -> None:
-    """Import it, once; libraries are not looked for meanwhile."""
+    """Import it and what chisel has on top of it, once; libraries are not looked for meanwhile."""
     if "asyncssh" in sys.modules:
         return
     find = ctypes.util.find_library
     ctypes.util.find_library = lambda name: None
     try:
-        import asyncssh  # noqa: F401
+        import chisel.ssh.connector  # noqa: F401
     finally:
         ctypes.util.find_library = find

@@ -156,6 +156,7 @@ def _record(tree: Mapping[str, Any]) -> DropletRecord:
         is_armed=_get(tree, "is_armed", bool),
         ends_busy=_get(tree, "ends_busy", bool),
         kept_until=_instant_or_none(tree, "kept_until"),
+        pipelines=_get(tree, "pipelines", bool),
     )
 
 

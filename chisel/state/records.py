@@ -23,6 +23,8 @@ class DropletRecord:
     when it `is_armed`, else by whichever chisel notices; until `kept_until` idleness does not count. A running command
     is ended at `until` only with `ends_busy`.
 
+    `pipelines` is False when its sshd did not agree to a pipelined handshake (`chisel.model.Host`).
+
     `address` is None until the cloud has given one, `is_ready` says that it once answered, `facts` is what its probe
     found then (JSON values). `created_at` is aware UTC.
     """
@@ -48,6 +50,7 @@ class DropletRecord:
     is_armed: bool = False
     ends_busy: bool = False
     kept_until: datetime | None = None
+    pipelines: bool = True
 
 
 @dataclass(frozen=True, slots=True)

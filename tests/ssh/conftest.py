@@ -30,6 +30,13 @@ class Sshd:
     def with_key(self, public: str) -> Host:
         return replace(self.host, host_key=public)
 
+    def configure(self, **settings: str) -> None:
+        """Start again with other settings: the first value of a keyword counts (sshd_config(5))."""
+        self.stop()
+        said = "".join(f"{name} {value}\n" for name, value in settings.items())
+        self.config.write_text(said + self.config.read_text())
+        self.start()
+
     def stop(self) -> None:
         self.process.terminate()
         self.process.communicate(timeout=10)
@@ -54,7 +61,8 @@ def free_port() -> int:
 
 def session_script(home: Path) -> str:
     quoted = shlex.quote(str(home))
-    return f'#!/bin/sh\ncd {quoted} || exit 1\nexec env -i HOME={quoted} PATH="$PATH" bash -c "$SSH_ORIGINAL_COMMAND"\n'
+    passed = f'HOME={quoted} PATH="$PATH" ${{LC_CHISEL:+"LC_CHISEL=$LC_CHISEL"}}'
+    return f'#!/bin/sh\ncd {quoted} || exit 1\nexec env -i {passed} bash -c "$SSH_ORIGINAL_COMMAND"\n'
 
 
 @pytest.fixture
@@ -82,7 +90,7 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
     config.write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host_key\nAuthorizedKeysFile {tmp_path}/authorized\n"
         "StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
-        f"Subsystem sftp internal-sftp\nForceCommand {tmp_path}/session\nLogLevel INFO\n"
+        f"AcceptEnv LANG LC_*\nSubsystem sftp internal-sftp\nForceCommand {tmp_path}/session\nLogLevel INFO\n"
     )
     host = Host("one", DropletId(1), "127.0.0.1", port, getpass.getuser(), host_key.public_openssh)
     server = Sshd(host, key, home, config, None)  # type: ignore[arg-type]

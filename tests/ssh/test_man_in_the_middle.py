@@ -19,6 +19,7 @@ from chisel.ssh.keys import KeyPair, generate_keypair
 ATTEMPTS = 1000
 AT_ONCE = 20
 SECRET = "make secret-target"
+VERSION = "OpenSSH_9.6p1"  # whose sessions are sent with the login
 
 
 @dataclass
@@ -53,11 +54,11 @@ class Stranger:
 
 
 @asynccontextmanager
-async def a_stranger(shown: KeyPair) -> AsyncIterator[Stranger]:
+async def a_stranger(shown: KeyPair, version: str = VERSION) -> AsyncIterator[Stranger]:
     stranger = Stranger()
     listener = await asyncssh.listen(
         "127.0.0.1", 0, server_factory=stranger.server, process_factory=stranger.process, encoding=None,
-        server_host_keys=[asyncssh.import_private_key(shown.private_openssh)],
+        server_host_keys=[asyncssh.import_private_key(shown.private_openssh)], server_version=version,
     )  # fmt: skip
     stranger.port = listener.get_port()
     try:
@@ -84,8 +85,9 @@ SCENES = {
 
 
 async def tell(connector: Connector, host: Host) -> None:
-    connection = await connector.connect(host)
-    await connection.shell(SECRET, timeout_s=5)
+    request = {"run_id": "a", "line": SECRET, "cwd": "~", "env": {"SECRET": SECRET}}
+    async with connector.node(host, "supervise", request) as channel:
+        await channel.receive()
 
 
 @pytest.mark.timeout(120)
@@ -120,14 +122,15 @@ async def test_a_thousand_men_in_the_middle_hear_nothing() -> None:
 
 async def test_the_stranger_hears_what_it_is_told_when_its_key_is_right() -> None:
     """The test above can fail."""
-    async with a_stranger(FIRST) as stranger, open_connector(generate_keypair("me")) as connector:
-        await tell(connector, replace(HOST, port=stranger.port))
+    async with a_stranger(FIRST, version="other") as stranger, open_connector(generate_keypair("me")) as connector:
+        with pytest.raises(HostUnreachable, match="does not start the node program"):
+            await tell(connector, replace(HOST, port=stranger.port))
         assert "user root" in stranger.heard
-        assert any("secret-target" in one for one in stranger.heard)
+        assert any("environment" in one and "secret-target" in one for one in stranger.heard)
 
 
 async def test_what_was_verified_once_is_verified_again() -> None:
-    async with a_stranger(FIRST) as stranger, open_connector(generate_keypair("me")) as connector:
+    async with a_stranger(FIRST, version="other") as stranger, open_connector(generate_keypair("me")) as connector:
         connector_host = replace(HOST, port=stranger.port)
         await connector.connect(connector_host)
         connector.forget(connector_host)
