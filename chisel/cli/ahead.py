@@ -27,10 +27,10 @@ def open_sockets(arguments: Sequence[str], environ: Mapping[str, str]) -> Socket
     if any(word in ("-h", "--help") for word in words):
         return {}
     try:
-        found = _addresses(_state(environ), words)
+        found = _addresses(_state(environ), words)[:_MOST]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-    opened = {place: open_socket(*place) for place in found[:_MOST]}
+    opened = {place: open_socket(*place) for place in found}
     return {place: one for place, one in opened.items() if one is not None}
 
 
@@ -55,7 +55,7 @@ def _addresses(state: Any, words: Sequence[str]) -> list[tuple[str, int]]:
         records = {name: record for name, record in records.items() if name in named}
     elif len(records) > 1 and "--all" not in words:
         return []
-    return [(record["address"], record["port"]) for record in records.values() if record["address"]]
+    return [(str(record["address"]), int(record["port"])) for record in records.values() if record["address"]]
 
 
 def _value(words: Sequence[str], option: str) -> str | None:

@@ -11,7 +11,9 @@ import pytest
 from anyio.abc import SocketStream
 
 from chisel.errors import HostUnreachable
-from chisel.model import DropletId, Host
+from chisel.events import NullSink
+from chisel.model import DropletId, Host, RunId
+from chisel.runner import Order, run_one
 from chisel.ssh import connector as connecting
 from chisel.ssh.connector import Connector, open_connector
 from chisel.ssh.early import Departures, may_begin_early
@@ -192,3 +194,17 @@ def test_only_keys_that_an_opening_asks_for_are_begun_early() -> None:
     assert not may_begin_early(replace(host, host_key="ecdsa-sha2-nistp256 AAAA"))
     assert not may_begin_early(replace(host, next_host_key="ssh-rsa AAAA"))
     assert not may_begin_early(replace(host, pipelines=False))
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+async def test_a_command_runs_once_wherever_its_first_link_is_cut(sshd: Sshd, turn: int) -> None:
+    async with installed(sshd), turns(sshd.host) as (counted, host), open_connector(sshd.key) as connector:
+        counted.cuts_after = turn
+        order = Order(line="echo begun >> ~/begun; echo out", cwd="~", capture=True)
+        for number in range(10):  # a link cut before anything was asked is an error: the next attempt is another run
+            with suppress(HostUnreachable):
+                result = await run_one(connector, host, order, NullSink(), run_id=RunId(f"run{number}"))
+                break
+            assert turn == 1
+        assert (result.status, result.stdout) == (0, b"out\n")
+    assert (sshd.home / "begun").read_text() == "begun\n"
