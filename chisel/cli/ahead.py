@@ -55,7 +55,11 @@ def _addresses(state: Any, words: Sequence[str]) -> list[tuple[str, int]]:
         records = {name: record for name, record in records.items() if name in named}
     elif len(records) > 1 and "--all" not in words:
         return []
-    return [(str(record["address"]), int(record["port"])) for record in records.values() if record["address"]]
+    return [
+        (str(record["address"]), int(record["port"]))
+        for record in records.values()
+        if record["address"] and record["pipelines"] and record["host_key"].startswith("ssh-ed25519 ")
+    ]
 
 
 def _value(words: Sequence[str], option: str) -> str | None:

@@ -11,6 +11,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -85,11 +87,11 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def run_command(arguments: Sequence[str], sockets: Sockets | None = None) -> int:
     """Run one command line and return the exit status; `sockets` are on their way to droplets (see `ahead`)."""
-    session = Session(debug="--debug" in arguments[:1], sockets=sockets)
+    session = Session(debug="--debug" in arguments[:1])
     if any(name.endswith("_COMPLETE") for name in os.environ if name.startswith("_CHISEL")):
         return _complete(session)
     try:
-        status = anyio.run(_under_signals, session, list(arguments), backend="asyncio")
+        status = anyio.run(_under_signals, session, list(arguments), sockets or {}, backend="asyncio")
     except BaseException as error:  # noqa: BLE001 - the boundary where errors become text and status
         found = list(leaves(error))
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
@@ -100,7 +102,7 @@ def run_command(arguments: Sequence[str], sockets: Sockets | None = None) -> int
     return status
 
 
-async def _under_signals(session: Session, arguments: list[str]) -> int:
+async def _under_signals(session: Session, arguments: list[str], sockets: Sockets) -> int:
     """Run the command; a signal goes to the command under way if it takes it, else it cancels everything.
 
     What the parent ignores stays ignored: `nohup chisel run ...` outlives its terminal.
@@ -110,9 +112,23 @@ async def _under_signals(session: Session, arguments: list[str]) -> int:
         with anyio.CancelScope() as scope, anyio.open_signal_receiver(*heeded) as arriving:
             caught: list[int] = []
             tasks.start_soon(_watch_signals, arriving, session, scope, caught)
+            if sockets:
+                from chisel.ssh.early import Departures
+
+                session.departures = Departures(sockets)
+                await session.departures.send_while(partial(_load, arguments[0]))
             await cli.main(args=arguments, prog_name="chisel", standalone_mode=False, obj=session)
         tasks.cancel_scope.cancel()
     return INTERRUPTED + caught[0] if caught else session.status
+
+
+def _load(command: str) -> None:
+    """Import what a command on droplets needs."""
+    from chisel.ssh.quick import load_asyncssh
+
+    import_module(f"chisel.cli.{COMMANDS[command][0]}")
+    import_module("chisel.client")
+    load_asyncssh()
 
 
 async def _watch_signals(arriving: Any, session: Session, scope: anyio.CancelScope, caught: list[int]) -> None:

@@ -15,7 +15,7 @@ import anyio
 if TYPE_CHECKING:
     from chisel.client import Client, Pool
     from chisel.model import StatusSource
-    from chisel.ssh.sockets import Sockets
+    from chisel.ssh.early import Departures
 
 _COMMANDS_WITH_WORDS = {"run", "profile"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -43,12 +43,13 @@ class Session:
     """One command's surroundings; `status` is what chisel leaves with, `source` whose status that is.
 
     `replacement` is the program (path and arguments) that takes this process's place when the command is done. `look`
-    holds what the command line says about how output looks (see `chisel.render.screen.Look`).
+    holds what the command line says about how output looks (see `chisel.render.screen.Look`), `departures` the
+    connections that were begun before the command was.
     """
 
-    def __init__(self, *, debug: bool = False, sockets: Sockets | None = None) -> None:
+    def __init__(self, *, debug: bool = False) -> None:
         self.debug = debug
-        self._sockets = sockets
+        self.departures: Departures | None = None
         self.json = False
         self.quiet = False
         self.look: dict[str, Any] = {}
@@ -69,7 +70,7 @@ class Session:
         """
         import chisel
 
-        async with self.output() as sink, chisel.open(sink=sink, sockets=self._sockets) as client:
+        async with self.output() as sink, chisel.open(sink=sink, departures=self.departures) as client:
             await client.begin(mends=mends, warns=cares)
             yield client
             if cares:

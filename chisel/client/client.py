@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from chisel.cloud.base import Cloud
     from chisel.lifecycle import Lifecycle
     from chisel.ssh.connector import Connector
-    from chisel.ssh.sockets import Sockets
+    from chisel.ssh.early import Departures
 
 DEFAULT_PROFILE_DIRECTORY = "chisel-profile"
 _STATUS_TIMEOUT_S, _GPU_LOOK_S = 8.0, 8.0
@@ -72,12 +72,12 @@ async def open(
     cwd: Path | str | None = None,
     home: Path | None = None,
     api_url: str | None = None,
-    sockets: Sockets | None = None,
+    departures: Departures | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client from configuration and environment; both are read here and nowhere below.
 
     `environ` defaults to the process's own (`CHISEL_DO_TOKEN`, `CHISEL_DO_API_URL`, XDG variables), `cwd` to the
-    current directory. `sockets` are on their way to droplets already; the client uses and closes them. Raises
+    current directory. `departures` are connections that are on their way; the client uses and closes them. Raises
     ConfigError for unusable files. Leaving closes every connection, in bounded time.
     """
     environ = os.environ if environ is None else environ
@@ -87,7 +87,7 @@ async def open(
     project = await to_thread.run_sync(find_project, here)
     named = {name: environ[name] for name in project.settings.env if name in environ}
     async with AsyncExitStack() as stack:
-        yield Client(config, paths, Where(project, here, named), sink or NullSink(), stack, sockets)
+        yield Client(config, paths, Where(project, here, named), sink or NullSink(), stack, departures)
 
 
 class Client:
@@ -100,7 +100,7 @@ class Client:
         where: Where,
         sink: Sink,
         stack: AsyncExitStack,
-        sockets: Sockets | None = None,
+        departures: Departures | None = None,
     ) -> None:
         self.config = config
         self.paths = paths
@@ -108,7 +108,7 @@ class Client:
         self.sink = sink
         self.store = StateStore(paths.state_file)
         self._stack = stack
-        self._sockets = sockets
+        self._departures = departures
         self._opening = anyio.Lock()
         self._cloud: Cloud | None = None
         self._connector: Connector | None = None
@@ -138,7 +138,7 @@ class Client:
                 from chisel.client.connections import make_connector
 
                 self._connector = await make_connector(
-                    self._stack, self.paths, self.store, self.config.api_url, hosts, self._sockets
+                    self._stack, self.paths, self.store, self.config.api_url, hosts, self._departures
                 )
             return self._connector
 

@@ -16,7 +16,7 @@ from chisel.state import CloudState, State, StateStore
 
 if TYPE_CHECKING:
     from chisel.ssh.connector import Connector
-    from chisel.ssh.sockets import Sockets
+    from chisel.ssh.early import Departures
 
 
 async def make_connector(
@@ -25,15 +25,16 @@ async def make_connector(
     store: StateStore,
     api_url: str,
     hosts: Sequence[Host],
-    sockets: Sockets | None,
+    departures: Departures | None,
 ) -> Connector:
     """Return a keeper that lives as long as the stack; connecting to `hosts` begins while asyncssh is imported."""
     from chisel.ssh.early import Departures
     from chisel.ssh.quick import load_asyncssh
 
-    departures = Departures(sockets)
+    departures = departures or Departures()
     stack.callback(departures.close)
-    await departures.start(hosts, load_asyncssh)
+    departures.add(hosts)
+    await departures.send_while(load_asyncssh)
     from chisel.ssh.connector import open_connector
     from chisel.ssh.keys import load_or_create_client_key
 

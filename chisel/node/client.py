@@ -30,7 +30,7 @@ class Client:
         self._visitor = visitor
         self._told: list[bytes] = []
         self._out: list[bytes | memoryview] = []
-        self._has_told_end = False
+        self.has_told_end = False
         self.has_left = False
         self.last_heard = time.monotonic()
         for descriptor in (self.fileno_in, self.fileno_out):
@@ -94,8 +94,8 @@ class Client:
         self._told.clear()
         if spool.has_more:
             self._out += spool.next(_BLOCK)
-        elif end is not None and not self._has_told_end:
-            self._has_told_end = True
+        elif end is not None and not self.has_told_end:
+            self.has_told_end = True
             self._out.append(end)
 
     def refuse(self, code: str, message: str) -> None:

@@ -178,7 +178,7 @@ class Supervisor:
         client = self._client
         if client is not None:
             wanted[client.fileno_in] = select.POLLIN
-            if client.has_unsent or self._spool.has_more or self._exit:
+            if client.has_unsent or self._spool.has_more or (self._exit is not None and not client.has_told_end):
                 wanted[client.fileno_out] = wanted.get(client.fileno_out, 0) | select.POLLOUT
         if not self._spool.is_full or self._must_drop:
             for descriptor in self._command.pipes.values():

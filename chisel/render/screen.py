@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from chisel import events
 from chisel.model import Bill, RunResult
-from chisel.render import words
+from chisel.render import summary, words
 from chisel.render.clean import clean, clean_lines
 from chisel.render.collect import STREAMS, Collector, Held, differences
 from chisel.render.outdir import OutDirectory
@@ -114,7 +114,7 @@ class Screen:
                 self._show_folded(self._collector)
             self._writer.write_lazily(STDOUT, self._collector.closing())
         if len(self._results) > 1:
-            self._table(_tables().runs(self._results))
+            self._summary(self._results)
         if len(self._bills) > 1:
             total = sum((bill.usd for bill in self._bills), Decimal(0))
             self.say(f"{words.count(len(self._bills), 'droplet')} destroyed, {words.usd(total)} in all")
@@ -141,6 +141,14 @@ class Screen:
         self._put(
             STDERR, _tables().to_text(renderable, width=self._look.width, colour=self._look.colour_stderr).encode()
         )
+
+    def _summary(self, results: Sequence[RunResult]) -> None:
+        look = self._look
+        text = summary.runs(results, width=look.width, colour=look.colour_stderr)
+        if text is None:
+            self._table(_tables().runs(results))
+        else:
+            self._put(STDERR, text.encode())
 
     def _status(self, event: events.StatusReported) -> None:
         """Show what is up; one that follows another takes its place on a terminal."""

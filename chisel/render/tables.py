@@ -19,7 +19,7 @@ from chisel.model import (
     RunResult,
     SweepItem,
 )
-from chisel.render import words
+from chisel.render import summary, words
 from chisel.render.clean import clean
 
 _SHOWN_NAME_LENGTH = 200
@@ -57,19 +57,11 @@ def _safe(text: str, style: str = "") -> Text:
 
 
 def runs(results: Sequence[RunResult]) -> Table:
-    """Show how a command ended on each droplet of a pool."""
-    table = _table(
-        "droplet", "status", "seconds", "output", "peak memory", "why", right=("status", "seconds", "output")
-    )
+    """Show how a command ended on each droplet of a pool (see `chisel.render.summary`)."""
+    table = _table(*summary.COLUMNS, right=summary.RIGHT)
     for one in sorted(results, key=lambda result: result.host):
-        table.add_row(
-            _safe(one.host),
-            Text(str(one.status), style="green" if one.status == 0 else "red"),
-            f"{one.seconds:.2f}",
-            words.size(one.stdout_bytes + one.stderr_bytes),
-            words.size(one.peak_rss_bytes) if one.peak_rss_bytes else "-",
-            _safe(one.error or (f"signal {one.signal}" if one.signal else "")),
-        )
+        host, status, seconds, output, memory, why = summary.cells(one)
+        table.add_row(_safe(host), Text(status, style=summary.style_of(one)), seconds, output, memory, _safe(why))
     return table
 
 

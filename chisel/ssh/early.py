@@ -103,31 +103,35 @@ class Departure:
 
 
 class Departures:
-    """Sockets opened ahead of time, until somebody claims them."""
+    """Sockets on their way, by address and port, until somebody claims them."""
 
     def __init__(self, sockets: Sockets | None = None) -> None:
-        """Take over sockets that are on their way."""
-        self._sockets = dict(sockets or {})
-        self._waiting: dict[Host, Departure] = {}
+        """Take over sockets that have been opened."""
+        self._waiting = {place: Departure(opened, make_opening()) for place, opened in (sockets or {}).items()}
 
-    async def start(self, hosts: Iterable[Host], meanwhile: Callable[[], None]) -> None:
-        """Open sockets to hosts and send what can be sent while `meanwhile` runs in a thread; it is what takes time."""
-        async with anyio.create_task_group() as tasks:
-            for host in hosts:
-                if host in self._waiting or not may_begin_early(host):
-                    continue
-                departure = depart(host, self._sockets.pop((host.address, host.port), None))
+    def add(self, hosts: Iterable[Host]) -> None:
+        """Open sockets to hosts that have none yet, without waiting."""
+        for host in hosts:
+            if (host.address, host.port) not in self._waiting and may_begin_early(host):
+                departure = depart(host)
                 if departure is not None:
-                    self._waiting[host] = departure
-                    tasks.start_soon(departure.send)
-            await to_thread.run_sync(meanwhile)
+                    self._waiting[host.address, host.port] = departure
+
+    async def send_while(self, work: Callable[[], None]) -> None:
+        """Send what can be sent while `work` runs in a thread; it is what takes the time."""
+        async with anyio.create_task_group() as tasks:
+            for departure in self._waiting.values():
+                tasks.start_soon(departure.send)
+            await to_thread.run_sync(work)
             tasks.cancel_scope.cancel()
 
     def claim(self, host: Host) -> Departure | None:
-        """Hand a socket over to the caller, who closes it; None when there is none."""
-        departure = self._waiting.pop(host, None)
-        if departure is not None and time.monotonic() - departure.begun_at > _FRESH_S:
-            departure.socket.close()  # the server may have lost its patience
+        """Hand a socket over to the caller, who closes it; None when there is none of use."""
+        departure = self._waiting.pop((host.address, host.port), None)
+        if departure is None:
+            return None
+        if not may_begin_early(host) or time.monotonic() - departure.begun_at > _FRESH_S:  # a server loses its patience
+            departure.socket.close()
             return None
         return departure
 
@@ -135,18 +139,12 @@ class Departures:
         """Close what nobody claimed."""
         for departure in self._waiting.values():
             departure.socket.close()
-        for unused in self._sockets.values():
-            unused.close()
         self._waiting.clear()
-        self._sockets.clear()
 
 
-def depart(host: Host, begun: socket.socket | None = None) -> Departure | None:
-    """Open a socket without waiting for it, or take one that is on its way; the caller closes it.
-
-    None for a host whose address is no number, or has no route.
-    """
-    opened = begun or open_socket(host.address, host.port)
+def depart(host: Host) -> Departure | None:
+    """Open a socket without waiting for it; the caller closes it. None for an address that is no number."""
+    opened = open_socket(host.address, host.port)
     return Departure(opened, make_opening()) if opened is not None else None
 
 

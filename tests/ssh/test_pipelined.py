@@ -166,7 +166,8 @@ async def test_sockets_that_are_on_their_way_are_used_and_closed(sshd: Sshd) -> 
         unused = open_socket(host.address, host.port)
         assert unused is not None
         departures = Departures({(host.address, host.port): begun, ("127.0.0.2", 1): unused})
-        await departures.start([host, nobody], lambda: None)
+        departures.add([host, nobody])
+        await departures.send_while(lambda: None)
         async with open_connector(sshd.key, departures=departures) as connector:
             await ask(connector, host)
             with pytest.raises(HostUnreachable, match="refused"):
