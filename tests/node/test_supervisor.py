@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 import zlib
 from collections.abc import Callable
@@ -48,6 +49,20 @@ def test_the_end_is_exact(start: Start, home: Path, line: str, status: int | Non
         ended = session.rest()[2]
     assert (ended["status"], ended["signal"]) == (status, number)
     assert record_of(home)["status"] == status
+
+
+def test_one_that_has_told_its_end_sleeps_until_its_client_leaves(start: Start) -> None:
+    with start("supervise", order("true")) as session:
+        session.until(Kind.EXIT)
+        spent = cpu_s(session.process.pid)
+        with pytest.raises(subprocess.TimeoutExpired):
+            session.process.wait(timeout=1.0)
+        assert cpu_s(session.process.pid) - spent < 0.3
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_streams_are_exact(start: Start) -> None:
