@@ -54,9 +54,12 @@ class Only:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    async def connect(self, host: Any) -> Any:
-        del host
-        return self._connection
+    def node(self, host: Any, role: str, request: dict[str, Any], *, window: int | None = None) -> Any:
+        assert host == self._connection.host
+        return self._connection.node(role, request, window=window)
+
+    async def ask(self, host: Any, role: str, request: dict[str, Any]) -> Any:
+        raise AssertionError(f"{role} was asked of {host}: {request}")
 
     def forget(self, host: Any) -> None:
         raise AssertionError(f"the link to {host} was lost")
