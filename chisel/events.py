@@ -13,10 +13,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+from chisel.figures import ProfileResult
 from chisel.model import (
     Bill,
     PoolStatus,
-    ProfileResult,
     PullResult,
     RunId,
     RunResult,

@@ -214,41 +214,6 @@ class PullResult:
 
 
 @dataclass(frozen=True, slots=True)
-class KernelStats:
-    """One kernel's dispatches taken together; all times in ns, `share` from 0 to 1 of all real kernels' time.
-
-    None stands where the profiler's file holds sums only.
-    """
-
-    name: str
-    calls: int
-    total_ns: int
-    mean_ns: float
-    p50_ns: float | None
-    p99_ns: float | None
-    min_ns: float | None
-    max_ns: float | None
-    share: float
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileResult:
-    """One droplet's profile: kernels in rank order, pseudo rows (barriers) apart, where the files are.
-
-    `tool` names the profiler and its version as the droplet told them; `status` is the profiled command's own.
-    """
-
-    host: str
-    status: int
-    kernels: tuple[KernelStats, ...] = ()
-    pseudo: tuple[KernelStats, ...] = ()
-    tool: str = ""
-    out: Path | None = None
-    run: RunResult | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Bill:
     """What one destroyed droplet cost, computed from its creation and price (the invoice may round)."""
 

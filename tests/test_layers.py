@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "chisel"
 
 LAYERS = [
-    {"errors", "events", "model"},
+    {"errors", "events", "figures", "model"},
     {"paths", "config", "state"},
     {"cloud", "ssh", "node"},
     {"sync", "runner", "profile", "guard", "lifecycle"},
@@ -22,7 +22,14 @@ LAYERS = [
     {"cli"},
     {"entry"},
 ]
-WITHIN_A_LAYER = {("model", "errors"), ("events", "model"), ("config", "paths"), ("state", "paths")}
+WITHIN_A_LAYER = {
+    ("model", "errors"),
+    ("events", "model"),
+    ("events", "figures"),
+    ("figures", "model"),
+    ("config", "paths"),
+    ("state", "paths"),
+}
 ENGINES_BELOW = {"lifecycle": {"guard"}, "profile": {"runner"}}
 HOMES = {
     "pydo": {"cloud.digitalocean"},
@@ -126,7 +133,7 @@ def test_render_sees_events_and_model_only() -> None:
     for name, tree in MODULES:
         if name.split(".")[0] == "render":
             seen = {target.split(".")[0] for target in our_imports(name, tree)}
-            assert seen <= {"events", "model", "errors", "render", "__version__"}, f"{name} sees {seen}"
+            assert seen <= {"events", "figures", "model", "errors", "render", "__version__"}, f"{name} sees {seen}"
 
 
 def test_no_module_reads_the_environment_but_those_that_may() -> None:

@@ -15,10 +15,10 @@ import anyio
 
 from chisel.errors import ChiselError, UsageError
 from chisel.events import Notice, ProfileRanked, PullEnded, RunEnded, SyncEnded
+from chisel.figures import ProfileResult
 from chisel.model import (
     Bill,
     Host,
-    ProfileResult,
     PullResult,
     RunId,
     RunResult,

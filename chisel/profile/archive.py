@@ -9,15 +9,15 @@ import csv
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import astuple, fields
 from datetime import datetime
 from pathlib import Path
 
 from chisel.errors import UsageError
-from chisel.model import KernelStats
+from chisel.figures import KernelStats
 
 TABLE = "kernels.csv"
 _IGNORE = ".gitignore"
+_COLUMNS = ("name", "calls", "total_ns", "mean_ns", "p50_ns", "p99_ns", "min_ns", "max_ns", "share", "std_ns")
 _NAME_LENGTH = 32
 
 
@@ -63,8 +63,8 @@ def write_table(directory: Path, kernels: Sequence[KernelStats], pseudo: Sequenc
     (directory / _IGNORE).write_text("*\n")
     with (directory / TABLE).open("w", newline="", encoding="utf-8", errors="replace") as out:
         table = csv.writer(out)
-        table.writerow(["rank", "kind", *(field.name for field in fields(KernelStats))])
+        table.writerow(["rank", "kind", *_COLUMNS])
         for rank, kernel in enumerate(kernels, 1):
-            table.writerow([rank, "kernel", *astuple(kernel)])
+            table.writerow([rank, "kernel", *(getattr(kernel, name) for name in _COLUMNS)])
         for row in pseudo:
-            table.writerow(["", "pseudo", *astuple(row)])
+            table.writerow(["", "pseudo", *(getattr(row, name) for name in _COLUMNS)])

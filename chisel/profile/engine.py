@@ -16,11 +16,12 @@ from anyio import to_thread
 
 from chisel.errors import ChiselError, HostUnreachable, RemoteError
 from chisel.events import Notice, ProfileRanked, ProfileSaved, Progress, Sink
-from chisel.model import Host, ProfileResult, PullResult, RunResult
+from chisel.figures import ProfileResult, Ranking
+from chisel.model import Host, PullResult, RunResult
 from chisel.node.frames import Frame, Kind
 from chisel.profile.archive import check_out, put_in_place, staging_for, write_table
 from chisel.profile.drivers import check_traces, choose_driver, command_line
-from chisel.profile.rank import Ranking, decode_ranking, diagnosis
+from chisel.profile.rank import decode_ranking, diagnosis
 from chisel.ssh.refusal import remote_error
 
 AGGREGATE_DEADLINE_S = 600.0
@@ -95,8 +96,7 @@ async def _bring(
         ranking = await _ranking(frames, result.host)
         result = replace(
             result,
-            kernels=ranking.kernels,
-            pseudo=ranking.pseudo,
+            ranking=ranking,
             tool=f"{result.tool}; {ranking.stand_in}" if ranking.stand_in else result.tool,
             out=out,
             error=diagnosis(ranking, result.status),

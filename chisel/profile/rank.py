@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from chisel.model import KernelStats
+from chisel.figures import KernelStats, Ranking
 
 MAX_FIGURES_BYTES = 256 << 20
 _LONGEST_NAME = 1 << 16
@@ -19,18 +18,6 @@ _NOTHING_IN_FILES = (
     "the profiler's files hold none: did the program launch one, and was it run directly? A wrapper that clears the "
     "environment hides it"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """Kernels in rank order, pseudo rows apart; `source` names the kind of file they were read from."""
-
-    kernels: tuple[KernelStats, ...] = ()
-    pseudo: tuple[KernelStats, ...] = ()
-    source: str | None = None
-    files: int = 0
-    notes: tuple[str, ...] = ()
-    stand_in: str | None = None
 
 
 def decode_ranking(data: bytes) -> Ranking:

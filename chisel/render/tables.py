@@ -11,11 +11,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from chisel.figures import KernelStats, ProfileResult
 from chisel.model import (
     DropletStatus,
-    KernelStats,
     PoolStatus,
-    ProfileResult,
     RunResult,
     SweepItem,
 )

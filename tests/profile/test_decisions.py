@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chisel.errors import ConfigError, UsageError
-from chisel.model import KernelStats
+from chisel.figures import KernelStats, Ranking
 from chisel.profile.archive import check_out, default_out, put_in_place, staging_for, write_table
 from chisel.profile.drivers import Driver, check_traces, choose_driver, command_line
-from chisel.profile.rank import Ranking, decode_ranking, diagnosis
+from chisel.profile.rank import decode_ranking, diagnosis
 
 KERNEL = KernelStats("void k<a, b>()", 2, 30, 15.0, 15.0, 19.9, 10, 20, 1.0)
 

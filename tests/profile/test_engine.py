@@ -16,7 +16,8 @@ import pytest
 
 from chisel.errors import ConfigError, HostUnreachable, RemoteError, UsageError
 from chisel.events import Event, ProfileRanked, Progress
-from chisel.model import ProfileResult, RunResult
+from chisel.figures import ProfileResult
+from chisel.model import RunResult
 from chisel.node.frames import Kind, encode_json
 from chisel.profile.engine import profile
 from chisel.runner import Order, new_run_id, run_one

@@ -14,13 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chisel import events
+from chisel.figures import KernelStats, ProfileResult, Ranking
 from chisel.model import (
     Bill,
     DropletId,
     DropletStatus,
-    KernelStats,
     PoolStatus,
-    ProfileResult,
     PullResult,
     RunId,
     RunningCommand,
@@ -166,7 +165,9 @@ async def test_a_pool_ends_with_a_table_of_statuses() -> None:
 def test_tables_keep_their_width(width: int) -> None:
     kernel = KernelStats("void k<" + "x" * 300 + "[red]>", 10, 1000, 100.0, 90.0, 200.0, 50, 300, 0.5)
     text = tables.to_text(
-        tables.kernels(ProfileResult(host="a", status=0, kernels=(kernel,)), 10), width=width, colour=False
+        tables.kernels(ProfileResult(host="a", status=0, ranking=Ranking(kernels=(kernel,))), 10),
+        width=width,
+        colour=False,
     )
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
