@@ -39,6 +39,7 @@ HOMES = {
     "asyncclick": {"cli"},
     "orjson": {"state", "render.jsonl", "profile"},
     "pathspec": {"sync"},
+    "backports": {"sync.codec"},
 }
 NODE_ABOVE = {"frames", "aggregate", "registry", "rocpd", "rocprofcsv", "names", "tree"}
 

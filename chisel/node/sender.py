@@ -1,9 +1,10 @@
 """Send files of a droplet to the client: the `send` role.
 
-The conversation: REQUEST `{"cwd", "patterns"}`; DATA frames, one compressed stream of records: an item for every path
-(`["item", path, kind, mode, digest, size, mtime_ns]`, a file's content after it as bytes and `["end", digest]`),
-`["skipped", path, reason]` and `["missing", pattern]`; DATA_END; REPLY with the counts. A digest is known only after
-its content was read, so items of files carry none. Standard library only, Python 3.10.
+The conversation: REQUEST `{"cwd", "patterns", "codecs"}`; PROGRESS `{"codec"}`, one of those that the client takes;
+DATA frames, one compressed stream of records: an item for every path (`["item", path, kind, mode, digest, size,
+mtime_ns]`, a file's content after it as bytes and `["end", digest]`), `["skipped", path, reason]` and `["missing",
+pattern]`; DATA_END; REPLY with the counts. A digest is known only after its content was read, so items of files carry
+none. Standard library only, Python 3.10.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ import glob
 import hashlib
 import os
 import stat
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from . import env, frames, results, stdio, tree
+from . import env, frames, packing, results, stdio, tree
 from .tree import DIRECTORY, FILE, LINK, Item
 
 MAX_PATTERNS = 1000
@@ -31,9 +31,21 @@ def main(channel: stdio.Channel, request: dict[str, Any]) -> int:
     if not 0 < len(patterns) <= MAX_PATTERNS:
         raise stdio.Refused("bad-request", f"{len(patterns)} patterns")
     sender = Sender(cwd)
-    packer = zlib.compressobj(1)
+    packer = packing.open_packer([str(codec) for codec in request.get("codecs") or []])
+    try:
+        channel.send_json(frames.Kind.PROGRESS, {"codec": packer.codec})
+        _send(channel, packer, sender.records(patterns))
+    finally:
+        packer.close()
+    channel.send(frames.Kind.DATA_END)
+    channel.send_json(frames.Kind.REPLY, {"files": sender.files, "bytes": sender.bytes})
+    results.remember_pulled(sender.sent)
+    return 0
+
+
+def _send(channel: stdio.Channel, packer: packing.Packer, records: Iterable[bytes]) -> None:
     waiting = bytearray()
-    for record in sender.records(patterns):
+    for record in records:
         waiting += packer.compress(record)
         while len(waiting) >= tree.CHUNK:
             channel.send(frames.Kind.DATA, bytes(waiting[: tree.CHUNK]))
@@ -41,10 +53,6 @@ def main(channel: stdio.Channel, request: dict[str, Any]) -> int:
     waiting += packer.flush()
     for start in range(0, len(waiting), tree.CHUNK):
         channel.send(frames.Kind.DATA, bytes(waiting[start : start + tree.CHUNK]))
-    channel.send(frames.Kind.DATA_END)
-    channel.send_json(frames.Kind.REPLY, {"files": sender.files, "bytes": sender.bytes})
-    results.remember_pulled(sender.sent)
-    return 0
 
 
 class Sender:

@@ -15,7 +15,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 FILE = "f"
 DIRECTORY = "d"
@@ -248,6 +248,57 @@ def compress(objects: Iterable[Any]) -> Iterator[bytes]:
     yield bytes(waiting) + packer.flush()
 
 
+class Unpacker(Protocol):
+    """Decompress one stream in bounded pieces."""
+
+    @property
+    def has_more(self) -> bool:
+        """Say whether there is more of what was taken."""
+
+    @property
+    def is_at_end(self) -> bool:
+        """Say whether the stream is complete."""
+
+    @property
+    def is_overfull(self) -> bool:
+        """Say whether something came after its end."""
+
+    def unpack(self, data: bytes, max_bytes: int) -> bytes:
+        """Take a piece of the stream (empty: go on with what was taken) and return at most `max_bytes` of its content.
+
+        Raises DamagedStream.
+        """
+
+
+class ZlibUnpacker:
+    """Decompress a zlib stream."""
+
+    def __init__(self) -> None:
+        self._unpacker = zlib.decompressobj()
+
+    @property
+    def has_more(self) -> bool:
+        """Say whether there is more of what was taken."""
+        return bool(self._unpacker.unconsumed_tail)
+
+    @property
+    def is_at_end(self) -> bool:
+        """Say whether the stream is complete."""
+        return self._unpacker.eof
+
+    @property
+    def is_overfull(self) -> bool:
+        """Say whether something came after its end."""
+        return bool(self._unpacker.unused_data)
+
+    def unpack(self, data: bytes, max_bytes: int) -> bytes:
+        """Take a piece and return at most `max_bytes` of content; raises DamagedStream."""
+        try:
+            return self._unpacker.decompress(self._unpacker.unconsumed_tail + data, max_bytes)
+        except zlib.error as error:
+            raise DamagedStream("the stream is damaged") from error
+
+
 class Records:
     """Cut one compressed stream into records, whatever the chunks, in bounded memory.
 
@@ -255,30 +306,27 @@ class Records:
     believed and at most `max_bytes` are ever unpacked.
     """
 
-    def __init__(self, max_bytes: int | None = None) -> None:
-        self._unpack = zlib.decompressobj()
+    def __init__(self, max_bytes: int | None = None, unpacker: Unpacker | None = None) -> None:
+        self._unpacker = unpacker or ZlibUnpacker()
         self._rest = bytearray()
         self._left = max_bytes
 
     def feed(self, data: bytes) -> Iterator[list[Any] | bytes]:
         """Take a piece of the stream and return the records it completes; raises DamagedStream. Exhaust it."""
-        while data:
-            try:
-                plain = self._unpack.decompress(data, _MAX_BYTES)
-            except zlib.error as error:
-                raise DamagedStream("the stream is damaged") from error
-            data = self._unpack.unconsumed_tail
+        while data or self._unpacker.has_more:
+            plain = self._unpacker.unpack(data, _MAX_BYTES)
+            data = b""
             self._count(len(plain))
             self._rest += plain
             yield from self._records()
 
     def end(self) -> None:
         """Check that the stream is complete; raises DamagedStream."""
-        if self._rest or not self._unpack.eof:
+        if self._rest or not self._unpacker.is_at_end:
             raise DamagedStream("the stream ends too early")
 
     def _count(self, length: int) -> None:
-        if self._unpack.unused_data:
+        if self._unpacker.is_overfull:
             raise DamagedStream("there is more after the end of the stream")
         if self._left is not None:
             self._left -= length

@@ -18,13 +18,17 @@ from typing import Any
 
 from chisel.node import tree
 from chisel.node.tree import DIRECTORY, FILE, LINK, Directories, Item
+from chisel.sync.codec import open_unpacker
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OWNER_CAN = 0o600
 
 
 class Writer:
-    """Take one stream; blocking, for one thread at a time. `skipped` texts carry their reason."""
+    """Take one stream; blocking, for one thread at a time. `skipped` texts carry their reason.
+
+    `bytes` counts the content of finished files, `received` also what is on its way.
+    """
 
     def __init__(self, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
@@ -38,8 +42,13 @@ class Writer:
         self._content = hashlib.sha256()
         self.files = 0
         self.bytes = 0
+        self.received = 0
         self.missing: list[str] = []
         self.skipped: list[str] = []
+
+    def expect(self, codec: str) -> None:
+        """Learn, before the first piece, how the stream is compressed; raises DamagedStream for what is not known."""
+        self._records = tree.Records(unpacker=open_unpacker(codec))
 
     def feed(self, data: bytes) -> None:
         """Take a piece of the stream. Raises DamagedStream, UnsafePath, OSError (disk full)."""
@@ -103,6 +112,7 @@ class Writer:
         if self._item is None:
             raise tree.DamagedStream("content came without a file")
         self._content.update(data)
+        self.received += len(data)
         if self._out is not None:
             view = memoryview(data)
             while view:
