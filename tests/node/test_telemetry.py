@@ -192,37 +192,16 @@ def test_rocm_smi_of_many_cards(card: dict[str, str], look: Look) -> None:
     assert read_rocm_smi(text) == [look]
 
 
+KEYS = [
+    "gpu_data", "gpu", "clock", "gfx_0", "clk", "power", "socket_power", "limit", "ppt0", "throttle", "asic", "value",
+    "ppt_violation_status", "card0", "sclk clock speed:", "temperature", "partition", "perf_level",
+]  # fmt: skip
+LEAVES = (
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5) | st.sampled_from(["N/A", "ACTIVE"])
+)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5) | st.sampled_from(["N/A", "ACTIVE"]),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                [
-                    "gpu_data",
-                    "gpu",
-                    "clock",
-                    "gfx_0",
-                    "clk",
-                    "power",
-                    "socket_power",
-                    "limit",
-                    "ppt0",
-                    "throttle",
-                    "asic",
-                    "ppt_violation_status",
-                    "value",
-                    "card0",
-                    "sclk clock speed:",
-                    "temperature",
-                    "partition",
-                    "perf_level",
-                ]
-            ),
-            inner,
-            max_size=4,
-        )
-    ),
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
     max_leaves=20,
 )
 
