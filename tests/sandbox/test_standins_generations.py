@@ -18,8 +18,11 @@ from typing import Any
 
 import pytest
 
-from chisel.sandbox.cloud import Knobs
+from chisel.sandbox.base import DropletSpec
+from chisel.sandbox.cloud import Cloud, Knobs, Machines
+from chisel.sandbox.droplets import furnish
 from chisel.sandbox.standins import GENERATIONS, install_standins
+from tests.conftest import python310
 from tests.sandbox.pftrace import tracks_of
 from tests.sandbox.test_standins import DEADLINE_S, NOTICE, VECTOR_ADD, Bench, bench_with, rows
 
@@ -87,6 +90,22 @@ def test_the_knob_takes_the_version_as_text_or_number(value: object, rocm: str) 
 def test_the_knob_refuses_what_cannot_be_played(value: object) -> None:
     with pytest.raises(ValueError, match=r"`rocm` takes 7\.2, 6\.4, 5\.7"):
         Knobs().changed({"rocm": value})
+
+
+def test_droplets_of_a_cloud_play_what_its_knob_says(tmp_path: Path) -> None:
+    made: list[DropletSpec] = []
+    machines = Machines(
+        start=lambda spec, told: made.append(spec), stop=lambda id: None, root_of=lambda id: tmp_path / str(id)
+    )
+    cloud = Cloud(machines, knobs=Knobs(rocm="5.7"))
+    wanted = {"name": "one", "size": "gpu-mi300x1-192gb", "image": "ubuntu-24-04-x64"}
+    cloud.create(wanted)
+    cloud.knobs = cloud.knobs.changed({"rocm": 6.4})
+    cloud.create(wanted)
+    for spec in made:
+        furnish(spec)
+    versions = [(spec.root / "opt/rocm/.info/version").read_text() for spec in made]
+    assert versions == ["5.7.1-sandbox-standin\n", "6.4.1-sandbox-standin\n"]
 
 
 @pytest.mark.parametrize(
@@ -516,3 +535,69 @@ def test_a_second_interrupt_ends_a_slow_finalisation(having: Callable[[str], Ben
         process.kill()
         process.wait()
     assert not (bench.work / "p/x_kernel_trace.csv").exists(), "files before it in the alphabet were under way"
+
+
+# -- what sensors show
+
+
+@pytest.mark.parametrize("generation", ["7.2", "6.4"])
+def test_amd_smi_answers_in_the_form_of_its_rocm(having: Callable[[str], Bench], generation: str) -> None:
+    bench = having(generation)
+    readings = {"power_w": 749, "sclk_mhz": 1259, "gpus": 2, "gpu": {"1": {"hotspot_c": 95}}}
+    (bench.root / "etc").mkdir()
+    (bench.root / "etc/chisel-standin.json").write_text(json.dumps(readings))
+    metric = json.loads(bench.run("amd-smi", "metric", "--json").stdout)
+    static = json.loads(bench.run("amd-smi", "static", "--limit", "--json").stdout)
+    if generation == "7.2":
+        metric, static = metric["gpu_data"], static["gpu_data"]
+        assert static[0]["limit"]["ppt0"]["socket_power_limit"] == {"value": 750, "unit": "W"}
+    else:
+        assert static[0]["limit"]["socket_power"] == {"value": 750, "unit": "W"}
+    assert [one["power"]["socket_power"]["value"] for one in metric] == [749, 749]
+    assert [one["temperature"]["hotspot"]["value"] for one in metric][1] == 95
+    assert {one["clock"]["gfx_0"]["clk"]["value"] for one in metric} == {1259}
+    assert metric[0]["throttle"]["ppt_violation_status"] == "ACTIVE"
+    assert all(one["stand-in"] == NOTICE for one in (*metric, *static))
+    assert bench.run("amd-smi", "metric", "--nothing").returncode == 2
+
+
+def test_readings_nobody_set_are_plausible(having: Callable[[str], Bench]) -> None:
+    bench = having("7.2")
+    card = json.loads(
+        bench.run("rocm-smi", "--showpower", "--showclocks", "--showtemp", "--showmaxpower", "--json").stdout
+    )
+    found = card["card0"]
+    assert 600 < float(found["Current Socket Graphics Package Power (W)"]) < 750.0
+    assert found["Max Graphics Package Power (W)"] == "750.0"
+    assert 2000 < int(found["sclk clock speed:"].strip("()Mhz")) <= 2100
+    assert found["stand-in"] == NOTICE
+    install_standins(bench.root, "5.7")
+    assert "Average Graphics Package Power (W)" in bench.run("rocm-smi", "--showpower", "--json").stdout
+
+
+def test_every_line_of_amd_smi_says_what_it_is(having: Callable[[str], Bench]) -> None:
+    lines = having("7.2").run("amd-smi", "metric", "--power").stdout.splitlines()
+    assert lines
+    assert all("stand-in" in line for line in lines)
+
+
+@pytest.mark.real_part("python3.10")
+@pytest.mark.parametrize(
+    ("generation", "line"),
+    [
+        ("7.2", f"rocprofv3 -s --pmc SQ_WAVES -f csv rocpd json pftrace -d p -o x -- {PROGRAM} 100 2"),
+        ("7.2", f"rocprofv3 -s -d p -o x -- {PROGRAM} 9 1 && rocpd convert -i p/x_results.db -f pftrace csv -d c"),
+        ("6.4", "amd-smi metric --json && amd-smi static && rocm-smi -a --json"),
+        ("5.7", f"rocprof --sys-trace --roctx-trace {PROGRAM} 100 2 && rocprof --stats {PROGRAM} 100 2"),
+    ],
+)
+def test_everything_runs_on_the_python_of_ubuntu_22_04(
+    tmp_path: Path, example: Path, generation: str, line: str
+) -> None:
+    python = python310()
+    assert python
+    bench = bench_with(tmp_path, os.path.realpath(python))
+    install_standins(bench.root, generation)
+    shutil.copytree(example, bench.work, dirs_exist_ok=True)
+    ended = bench.run("bash", "-c", line)
+    assert ended.returncode == 0, ended.stderr + ended.stdout

@@ -135,7 +135,7 @@ def _counters(path: str | None) -> list[str]:
 
 
 def _profile(order: Order, stamp: str, counters: list[str], delivery: Delivery) -> int:
-    temporary = order.values.get("-t", "/tmp")
+    temporary = order.values.get("-t", os.environ.get("CHISEL_DROPLET_ROOT", "") + "/tmp")
     data = order.values.get("-d", temporary)
     output = order.values.get("-o") or os.path.join(os.getcwd(), _base(order.values.get("-i")) + ".csv")
     raw = os.path.join(data, f"rpl_data_{stamp}_{os.getpid()}")
