@@ -16,6 +16,7 @@ MODULES = {
     "limits": "limits",
     "results": "results",
     "mend": "doctor",
+    "telemetry": "telemetry",
 }
 
 # Looking at a droplet is no use of it: these do not push its idleness away.

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from chisel.sandbox.standins import DEFAULT_GENERATION
+
 Kind = Literal["asyncssh", "openssh"]
 
 ROOT_VARIABLE = "CHISEL_DROPLET_ROOT"
@@ -28,7 +30,7 @@ class DropletSpec:
     remove. `authorized_keys` are public keys in OpenSSH's form. Without `host_private_key` (OpenSSH PEM) the droplet
     makes a host key of its own, as an image does. `port` 0 is any free one. For the first `banner_s` seconds every
     command is answered with a banner and status 0 and does nothing; then connections drop, as when sshd restarts.
-    `copy_of` is the disk that it begins with.
+    `copy_of` is the disk that it begins with. `rocm` names the ROCm that it plays (`standins.GENERATIONS`).
     """
 
     id: int
@@ -40,6 +42,7 @@ class DropletSpec:
     port: int = 0
     banner_s: float = 0.0
     copy_of: Path | None = None
+    rocm: str = DEFAULT_GENERATION
 
 
 class DropletServer(Protocol):

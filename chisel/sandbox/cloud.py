@@ -18,6 +18,7 @@ from chisel.sandbox.base import DropletSpec
 from chisel.sandbox.catalog import Json, find_image, find_region, find_size, is_gpu, snapshot_image
 from chisel.sandbox.clock import Clock, as_text
 from chisel.sandbox.refused import Refused, md5_fingerprint, not_found, unprocessable
+from chisel.sandbox.standins import DEFAULT_GENERATION, GENERATIONS
 from chisel.sandbox.userdata import MAX_BYTES, read_user_data
 
 MAX_NAMES = 10
@@ -39,6 +40,7 @@ class Knobs:
     `banner_s`: how long a first boot answers every command with a banner and status 0 before its sshd restarts.
     `reuses_addresses`: a new droplet gets the address of a destroyed one. `minimum_billed_s`: what the shortest life
     costs. `per_minute`, `per_hour`, `key_lists_per_minute`: the limits of requests. `page_size`: the longest page.
+    `rocm`: what new droplets play, 7.2, 6.4 or 5.7 (`chisel.sandbox.standins`): it decides which profilers they have.
     """
 
     active_after_s: float = 0.15
@@ -60,6 +62,7 @@ class Knobs:
     per_hour: int = 5000
     key_lists_per_minute: int = 10
     page_size: int = 200
+    rocm: str = DEFAULT_GENERATION
 
     def changed(self, wanted: Json) -> Knobs:
         """Return these knobs with some turned; raises ValueError for a name or a value that is none."""
@@ -82,13 +85,16 @@ def _knob_value(name: str, kind: str, value: object) -> object:
             return tuple(value)
     if kind.startswith("bool") and isinstance(value, bool):
         return value
-    if kind.startswith("str") and isinstance(value, str):
+    if name == "rocm" and str(value) in GENERATIONS:
+        return str(value)  # `--knob rocm=6.4` is a number in JSON
+    if kind.startswith("str") and isinstance(value, str) and name != "rocm":
         return value
     if kind.startswith("int") and type(value) is int and value >= 0:
         return value
     if kind.startswith("float") and type(value) in (int, float) and 0 <= float(str(value)) < 1e9:
         return float(str(value))
-    raise ValueError(f"`{name}` takes {kind}, not {value!r}")
+    takes = ", ".join(GENERATIONS) if name == "rocm" else kind
+    raise ValueError(f"`{name}` takes {takes}, not {value!r}")
 
 
 @dataclass(slots=True)
@@ -200,6 +206,7 @@ class Cloud:
             write_files=told.write_files,
             port=self._free_port() if self.knobs.reuses_addresses else 0,
             banner_s=self.knobs.banner_s,
+            rocm=self.knobs.rocm,
         )
         self.machines.start(spec, lambda port: self._started(droplet.id, port))
 

@@ -47,7 +47,7 @@ def furnish(spec: DropletSpec) -> None:
     home.chmod(0o700)
     _write(home / AUTHORIZED_KEYS, "".join(f"{key}\n" for key in spec.authorized_keys), 0o600)
     _write(spec.root / HOST_KEY, spec.host_private_key or _own_host_key(), 0o600)
-    install_standins(spec.root)
+    install_standins(spec.root, spec.rocm)
     # The interpreter that runs the sandbox stands for the image's: what PATH has may be missing or too old.
     python = spec.root / "usr/local/bin/python3"
     if not python.is_symlink():

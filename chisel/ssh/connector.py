@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ MOST_AT_ONCE = 64
 MOST_REQUEST_BYTES = 48 << 10
 """A longer request is sent when the role asks for it: Linux takes variables of up to 128 KiB (execve(2))."""
 
+_ABANDON_S = 1.0
 _FOLLOWED = frozenset({"supervise", "attach"})
 _SECRET = frozenset({"hostkey"})
 _CLOSE_S = 2.0
@@ -358,9 +360,7 @@ class Connection:
             if ahead.channel is not None:
                 await ahead.channel.begun()
                 return NodeChannel(self.host, ahead.session, ahead.channel)
-            raw, _ = await link.raw.create_session(
-                lambda: ahead.session, ahead.line, encoding=None, request_pty=False, window=ahead.window, env=ahead.env
-            )
+            raw = await _opened(link.raw, ahead)
         return NodeChannel(self.host, ahead.session, raw)
 
     async def shell(self, line: str, *, timeout_s: float, input: bytes = b"") -> ShellAnswer:
@@ -394,6 +394,28 @@ class Connection:
                     async with sftp.open(new, "wb", asyncssh.SFTPAttrs(permissions=mode)) as out:
                         await out.write(data)
                     await sftp.posix_rename(new, str(path))
+
+
+async def _opened(raw: asyncssh.SSHClientConnection, ahead: Ahead) -> asyncssh.SSHClientChannel[bytes]:
+    """Open a session; cancelled meanwhile, wait for it a little and close it: asyncssh would leave it open.
+
+    asyncssh 2.24 forgets nothing of a session whose opening is cancelled: the peer starts the command all the same, and
+    its input never ends.
+    """
+    opening = asyncio.get_running_loop().create_task(
+        raw.create_session(
+            lambda: ahead.session, ahead.line, encoding=None, request_pty=False, window=ahead.window, env=ahead.env
+        )
+    )
+    try:
+        return (await asyncio.shield(opening))[0]
+    except asyncio.CancelledError:
+        with anyio.move_on_after(_ABANDON_S, shield=True), suppress(OSError, asyncssh.Error):
+            channel, _ = await asyncio.shield(opening)
+            channel.close()
+            await channel.wait_closed()
+        opening.cancel()
+        raise
 
 
 async def _answer(channel: NodeChannel, host: Host, role: str) -> dict[str, Any]:

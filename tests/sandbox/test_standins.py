@@ -88,7 +88,7 @@ def test_installing_twice_leaves_working_programs_and_the_version(tmp_path: Path
         install_standins(tmp_path)
     assert (tmp_path / "opt/rocm/.info/version").read_text() == VERSION + "\n"
     installed = sorted((tmp_path / "opt/rocm/bin").iterdir())
-    assert [path.name for path in installed] == ["hipcc", "rocm-smi", "rocminfo", "rocprofv3"]
+    assert [path.name for path in installed] == ["amd-smi", "hipcc", "rocm-smi", "rocminfo", "rocpd", "rocprofv3"]
     assert all(os.access(path, os.X_OK) and not path.is_symlink() for path in installed)
 
 
@@ -115,7 +115,7 @@ def test_rocm_smi_answers_in_json(bench: Bench) -> None:
     ended = bench.run("rocm-smi", "--showproductname", "--showuse", "--json")
     card = json.loads(ended.stdout)["card0"]
     assert card["Card Series"] == "AMD Instinct MI300X (sandbox stand-in)"
-    assert card["GPU use (%)"] == "0"
+    assert card["GPU use (%)"] == "97"
     assert card["stand-in"] == NOTICE
 
 
@@ -405,6 +405,8 @@ def test_the_application_decides_the_exit_status(bench: Bench, line: str, status
         ("rocprofv3 --kernel-trace --stats ./a.out -- true", 2),
         ("rocprofv3 --stats -- true", 1),
         ("rocprofv3 --kernel-trace -f otf2 -- true", 1),
+        ("rocprofv3 --kernel-trace --pmc SQ_WAVES; -- true", 1),
+        ("rocprofv3 --pmc SQ_WAVES,GRBM_COUNT --kernel-include-regex vector --rccl-trace -- true", 0),
         ("rocprofv3 --kernel-trace -- ./none", 1),
         ("rocprofv3 --kernel-trace=no --hip-trace=yes --stats -- true", 0),
     ],

@@ -11,6 +11,7 @@ from chisel.events import NullSink
 from chisel.model import DropletId, Host, PullResult, SyncResult
 from chisel.sandbox.base import DropletSpec, home_of
 from chisel.sandbox.droplets import start_droplet
+from chisel.sandbox.standins import DEFAULT_GENERATION
 from chisel.ssh.connector import Connection, open_connector
 from chisel.ssh.keys import generate_keypair
 from chisel.sync.pull import pull
@@ -42,9 +43,11 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    """Give a droplet that plays the ROCm of the fixture's parameter: `parametrize("bench", ["6.4"], indirect=True)`."""
+    rocm = getattr(request, "param", DEFAULT_GENERATION)
     user, host_key = generate_keypair("user"), generate_keypair("host")
-    spec = DropletSpec(1, "one", tmp_path / "droplet", (user.public_openssh,), host_key.private_openssh)
+    spec = DropletSpec(1, "one", tmp_path / "droplet", (user.public_openssh,), host_key.private_openssh, rocm=rocm)
     droplet = await start_droplet(spec, "asyncssh")
     host = Host("one", DropletId(1), droplet.address, droplet.port, "root", host_key.public_openssh)
     local = tmp_path / "local"

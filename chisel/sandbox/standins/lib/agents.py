@@ -1,4 +1,4 @@
-"""Describe the processors of the droplet that is played: one CPU, one GPU that is not there."""
+"""Describe the processors of the droplet that is played: one CPU, and GPUs that are not there."""
 
 from __future__ import annotations
 
@@ -94,3 +94,9 @@ GPU: dict[str, Any] = {
     "Product_Name": DEVICE,
     "Model_Name": NOTICE,
 }
+
+
+def agents(gpus: int) -> list[dict[str, Any]]:
+    """Return the CPU and so many GPUs; an agent's index is its place in the list, GPUs begin at 1."""
+    more = ({**GPU, "Node_Id": index, "Logical_Node_Id": index, "Gpu_Id": index} for index in range(1, gpus + 1))
+    return [CPU, *more]

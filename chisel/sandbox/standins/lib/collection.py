@@ -1,4 +1,4 @@
-"""Read what stand-in programs recorded for the stand-in profiler, one file per process."""
+"""Read what stand-in programs recorded for the stand-in profilers, one file per process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from .identity import gpu_count
 
 # What a HIP call does below itself, for traces of the HSA layer.
 _BELOW = {
@@ -39,6 +41,20 @@ class Record:
     correlation: int
 
 
+@dataclass(frozen=True)
+class Dispatch:
+    """One launch of a kernel: `number` counts from 1, `kernel` and `gpu` from 0; `grid` counts work-items."""
+
+    number: int
+    kernel: int
+    gpu: int
+    block: list[int]
+    grid: list[int]
+    start_ns: int
+    end_ns: int
+    correlation: int
+
+
 @dataclass
 class Collected:
     """Everything one process recorded; `records()` reads the file anew each time, so it may be large."""
@@ -47,9 +63,18 @@ class Collected:
     kernels: list[dict[str, Any]] = field(default_factory=list)
     launches: list[dict[str, Any]] = field(default_factory=list)
     path: str | None = None
+    more_markers: list[str] = field(default_factory=list)
+
+    @property
+    def gpus(self) -> int:
+        """Return how many GPUs the process used: its dispatches alternate over them."""
+        return gpu_count(self.process.environment)
 
     def records(self, kinds: str) -> Iterator[Record]:
         """Yield the records of the given kinds in the order they were written."""
+        if "m" in kinds:
+            for text in self.more_markers:
+                yield Record("m", text, self.process.start_ns, self.process.end_ns, 0)
         if self.path is None:
             return
         correlation = 0
@@ -62,6 +87,16 @@ class Collected:
                     yield Record(kind, what, start_ns, end_ns, correlation)
                 if kind == "a" and "h" in kinds and what in _BELOW:
                     yield Record("h", _BELOW[what], start_ns + 200, end_ns - 200, correlation)
+
+    def dispatches(self) -> Iterator[Dispatch]:
+        """Yield every kernel launch in order."""
+        gpus = self.gpus
+        for number, record in enumerate(self.records("k"), 1):
+            launch = self.launches[record.what]
+            yield Dispatch(
+                number, launch["kernel"], (number - 1) % gpus, launch["block"], launch["grid"], record.start_ns,
+                record.end_ns, record.correlation,
+            )  # fmt: skip
 
 
 def collected(directory: str) -> list[Collected]:

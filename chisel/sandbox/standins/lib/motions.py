@@ -299,8 +299,6 @@ def _perform(
         _after(recorder, program, n)
         recorder.finish()
     except Interrupted as interruption:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
         recorder.finish()
         _die(interruption.number)
     return totals
@@ -365,6 +363,9 @@ def _adds_up() -> bool:
 
 def _finish_on_signals() -> None:
     def interrupt(number: int, _frame: object) -> None:
+        # A profiler passes on what the whole process group got already: the second one would cut the records.
+        for other in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(other, signal.SIG_IGN)
         raise Interrupted(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,8 @@
-"""Play `rocprofv3`: run the application for real, collect what stand-in programs made up, write its file formats."""
+"""Play `rocprofv3`: run the application for real, collect what stand-in programs made up, write its file formats.
+
+The command line is that of rocprofv3 1.1.0 (ROCm 7.2) or 0.6.0 (ROCm 6.4), read in ROCm/rocprofiler-sdk and
+ROCm/rocm-systems (source/bin/rocprofv3.py, October 2024 and 2026).
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,26 @@ import time
 from collections.abc import Callable, Sequence
 
 from .collection import Collected, Process, collected
-from .identity import NOTICE, PROFILER_VERSION, ROCM_VERSION, die_like, note, say
+from .counters import Filter, counter_names
+from .faults import Delivery, fault, spoiled
+from .identity import (
+    GENERATION,
+    NOTICE,
+    PROFILER_VERSION,
+    ROCM_VERSION,
+    die_like,
+    leave_note,
+    note,
+    say,
+)  # fmt: skip
 from .motions import COLLECT
+from .perfetto import write_process
 from .rocpd import write_database
 from .tracecsv import write_csv_files
+from .tracejson import write_config, write_json
 
-_FORMATS = ("csv", "json", "pftrace", "otf2", "rocpd")
+_HAS_ROCPD = GENERATION == "7.2"
+_FORMATS = ("csv", "json", "pftrace", "otf2", *(("rocpd",) if _HAS_ROCPD else ()))
 _TRACES = {
     "kernel_trace": {"kernel"},
     "memory_copy_trace": {"memory_copy"},
@@ -35,23 +53,30 @@ _TRACES = {
 _SILENT = (
     "hip_compiler_trace", "hsa_amd_trace", "hsa_image_trace", "hsa_finalizer_trace",
     "rccl_trace", "rocdecode_trace", "rocjpeg_trace", "scratch_memory_trace", "memory_allocation_trace",
-    "kokkos_trace", "summary", "mangled_kernels", "truncate_kernels", "kernel_rename", "disable_signal_handlers",
-    "group_by_queue", "process_sync",
+    "kokkos_trace", "summary", "summary_per_domain", "mangled_kernels", "truncate_kernels", "kernel_rename",
+    "disable_signal_handlers", "group_by_queue", "process_sync", "suppress_marker_preload", "output_config",
 )  # fmt: skip
 _SHORT = {"runtime_trace": "-r", "sys_trace": "-s", "summary": "-S", "mangled_kernels": "-M", "truncate_kernels": "-T"}
-_NOTE_FILE = "SANDBOX-STAND-IN.txt"
+_TAKE_WORDS = (
+    "summary_groups", "summary_output_file", "summary_units", "kernel_iteration_range", "perfetto_backend",
+    "perfetto_buffer_size", "perfetto_buffer_fill_policy", "perfetto_shmem_size_hint", "preload", "collection_period",
+    "collection_period_unit", "agent_index", "minimum_output_data", "extra_counters", "log_level",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:
     """Profile what stands after `--`; exits as the application did, 2 for a wrong command line."""
+    note("rocprofv3", NOTICE)
     own, application = _split(argv[1:])
     options = _parser().parse_args(own)
     if options.version:
         return _version()
     if not application:
         _parser().error("no application: rocprofv3 [options] -- application [arguments]")
-    note("rocprofv3", NOTICE)
-    problem = _problem(options)
+    try:
+        problem = _problem(options)
+    except ValueError as error:
+        problem = str(error)
     if problem:
         note("rocprofv3", f"Fatal error: {problem}")
         return 1
@@ -67,11 +92,19 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("rocprofv3", description=f"Profile an application: {NOTICE}.", allow_abbrev=False)
-    parser.add_argument("-v", "--version", action="store_true", help="print versions")
-    parser.add_argument("-f", "--output-format", nargs="+", choices=_FORMATS, type=str.lower, default=["rocpd"])
+    if _HAS_ROCPD:
+        parser.add_argument("-v", "--version", action="store_true", help="print versions")
+    parser.set_defaults(version=False)
+    default = ["rocpd"] if _HAS_ROCPD else ["csv"]
+    parser.add_argument("-f", "--output-format", nargs="+", choices=_FORMATS, type=str.lower, default=default)
     parser.add_argument("-d", "--output-directory", default=None, help="where files go (keys such as %%pid%% allowed)")
     parser.add_argument("-o", "--output-file", default=None, help="what file names begin with (keys allowed)")
-    parser.add_argument("--log-level", default=None)
+    parser.add_argument("-i", "--input", default=None, help="accepted, and not read by the stand-in")
+    parser.add_argument("--pmc", nargs="+", default=[], help="hardware counters, made up")
+    parser.add_argument("--kernel-include-regex", default=None, help="whose counters are collected")
+    parser.add_argument("--kernel-exclude-regex", default=None, help="whose counters are not")
+    for name in _TAKE_WORDS:
+        parser.add_argument("--" + name.replace("_", "-"), nargs="*", default=[])
     parser.add_argument("--stats", nargs="?", const=True, default=False, type=_boolean)
     for name in (*_TRACES, *_SILENT):
         names = [_SHORT[name]] if name in _SHORT else []
@@ -104,10 +137,16 @@ def _version() -> int:
 
 
 def _problem(options: argparse.Namespace) -> str | None:
+    fault()
+    counter_names(options.pmc)
+    for expression in (options.kernel_include_regex, options.kernel_exclude_regex):
+        try:
+            re.compile(expression or "")
+        except re.error as error:
+            return f"bad regular expression: {error}"
     if options.stats and not _wanted(options):
         return "No tracing options were enabled for --stats option"
-    unknown = [name for name in options.output_format if name not in ("csv", "rocpd")]
-    return f"the stand-in writes csv and rocpd, not {', '.join(unknown)}" if unknown else None
+    return "the stand-in writes no otf2" if "otf2" in options.output_format else None
 
 
 def _wanted(options: argparse.Namespace) -> set[str]:
@@ -122,11 +161,13 @@ def _profile(options: argparse.Namespace, application: list[str]) -> int:
     base = os.path.join(os.environ.get("ROCPROF_TMPDIR") or os.getcwd(), ".rocprofv3")
     os.makedirs(base, exist_ok=True)
     directory = tempfile.mkdtemp(prefix=f"{os.getppid()}-{os.getpid()}-", dir=base)
+    delivery = Delivery(fault())
     try:
         began_ns = time.monotonic_ns()
-        pid, status = _run(application, _environment(options, directory))
-        if pid is not None:
-            _write_all(options, collected(directory) or [_empty(pid, application, began_ns)])
+        pid, status = _run(application, _environment(options, directory), delivery)
+        if pid is not None and delivery.name != "no-files":
+            for found in collected(directory) or [_empty(pid, application, began_ns)]:
+                _write(options, spoiled(found, delivery.name), directory, delivery)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         _remove_if_empty(base)
@@ -146,7 +187,7 @@ def _environment(options: argparse.Namespace, directory: str) -> dict[str, str]:
     return {**os.environ, **chosen, "ROCPROF_OUTPUT_FORMAT": formats, COLLECT: directory}
 
 
-def _run(application: list[str], environment: dict[str, str]) -> tuple[int | None, int]:
+def _run(application: list[str], environment: dict[str, str], delivery: Delivery) -> tuple[int | None, int]:
     """Run the application and wait; returns its pid and status, negative for the signal that ended it.
 
     SIGINT and SIGTERM go on to it and are its to answer: the results are written when it has ended.
@@ -161,15 +202,16 @@ def _run(application: list[str], environment: dict[str, str]) -> tuple[int | Non
     except OSError as error:
         note("rocprofv3", f"{application[0]}: {error.strerror}")
         return None, 1
-    pass_on = _passing_on(process)
+    pass_on = _passing_on(process, delivery)
     for number in handled:
         signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process.pid, process.wait()
 
 
-def _passing_on(process: subprocess.Popen[bytes]) -> Callable[[int, object], None]:
+def _passing_on(process: subprocess.Popen[bytes], delivery: Delivery) -> Callable[[int, object], None]:
     def pass_on(number: int, _frame: object) -> None:
+        delivery.was_interrupted = True
         process.send_signal(number)
 
     return pass_on
@@ -180,17 +222,27 @@ def _empty(pid: int, application: list[str], began_ns: int) -> Collected:
     return Collected(Process(pid, os.getpid(), application, environment, began_ns, time.monotonic_ns()))
 
 
-def _write_all(options: argparse.Namespace, processes: list[Collected]) -> None:
-    for found in processes:
-        prefix = _prefix(options, found.process)
-        os.makedirs(os.path.dirname(prefix), exist_ok=True)
-        with open(os.path.join(os.path.dirname(prefix), _NOTE_FILE), "w", encoding="utf-8") as file:
-            file.write(f"Written by rocprofv3 {PROFILER_VERSION}: {NOTICE}.\n")
-        if "rocpd" in options.output_format:
-            write_database(f"{prefix}_results.db", found, _wanted(options))
-            note("rocprofv3", f"Opened result file: {prefix}_results.db ({NOTICE})")
-        if "csv" in options.output_format:
-            write_csv_files(prefix, found, traces=_wanted(options), has_stats=options.stats)
+def _write(options: argparse.Namespace, found: Collected, directory: str, delivery: Delivery) -> None:
+    """Write one process's files in the temporary directory, then bring them to where they belong."""
+    place, name = os.path.split(_prefix(options, found.process))
+    staged = os.path.join(directory, f"staged-{found.process.pid}")
+    os.makedirs(staged)
+    leave_note(staged, "rocprofv3")
+    prefix = os.path.join(staged, name)
+    wanted, counters = _wanted(options), counter_names(options.pmc)
+    takes = Filter(options.kernel_include_regex, options.kernel_exclude_regex)
+    if "rocpd" in options.output_format:
+        write_database(f"{prefix}_results.db", found, wanted, counters, takes)
+        note("rocprofv3", f"Opened result file: {os.path.join(place, name)}_results.db ({NOTICE})")
+    if "csv" in options.output_format:
+        write_csv_files(prefix, found, traces=wanted, has_stats=options.stats, counters=counters, takes=takes)
+    if "json" in options.output_format:
+        write_json(f"{prefix}_results.json", found, wanted, counters, takes)
+    if "pftrace" in options.output_format:
+        write_process(f"{prefix}_results.pftrace", found, wanted)
+    if options.output_config:
+        write_config(f"{prefix}_config.json", found)
+    delivery.bring(staged, place)
 
 
 def _prefix(options: argparse.Namespace, process: Process) -> str:

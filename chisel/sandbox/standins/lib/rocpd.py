@@ -11,12 +11,13 @@ import platform
 import sqlite3
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .agents import CPU, GPU
-from .collection import Collected
-from .identity import NOTICE, PROFILER_VERSION, ROCM_VERSION
+from .agents import agents
+from .collection import Collected, Dispatch
+from .counters import Filter, counter_value, description
+from .identity import ARCHITECTURE, NOTICE, PROFILER_VERSION, ROCM_VERSION
 
 _INFO = "id INTEGER PRIMARY KEY AUTOINCREMENT, guid TEXT NOT NULL"
 _OWNED = f"{_INFO}, nid INTEGER NOT NULL, pid INTEGER NOT NULL"
@@ -89,6 +90,11 @@ VIEWS = {
         FROM rocpd_region R, rocpd_string calls
         WHERE (calls.guid, calls.id) = (R.guid, R.name_id)
     """,
+    "counters_collection": """
+        SELECT P.id, P.guid, K.dispatch_id, K.kernel_id, P.event_id, K.start, K."end", pmc.name AS counter_name, P.value
+        FROM rocpd_pmc_event P, rocpd_info_pmc pmc, rocpd_kernel_dispatch K
+        WHERE (pmc.guid, pmc.id) = (P.guid, P.pmc_id) AND (K.guid, K.event_id) = (P.guid, P.event_id)
+    """,
     # In microseconds, by integer division, as the real one.
     "top_kernels": """
         WITH spent AS (SELECT name, count(*) AS calls, sum(duration) AS ns FROM kernels GROUP BY name)
@@ -104,20 +110,20 @@ _REGIONS = {
     "marker": ("m", "MARKER_CORE_RANGE_API"),
 }
 _NODE = 1
-_AGENTS = ((0, CPU), (1, GPU))
 
 
-def write_database(path: str, found: Collected, traces: set[str]) -> None:
+def write_database(path: str, found: Collected, traces: set[str], counters: Sequence[str], takes: Filter) -> None:
     """Write one process's records of the domains asked for (`kernel`, `memory_copy`, `hip`, `hsa`, `marker`) to `path`.
 
-    A database that stood there is replaced, as happens to several processes that share one name.
+    Counters bring the dispatches that they belong to with them. A database that stood there is replaced, as happens to
+    several processes that share one name.
     """
     if os.path.exists(path):
         os.unlink(path)
     connection = sqlite3.connect(path)
     try:
         with connection:
-            _Database(connection, found).write(traces)
+            _Database(connection, found, counters, takes).write(traces)
     finally:
         connection.close()
 
@@ -125,9 +131,13 @@ def write_database(path: str, found: Collected, traces: set[str]) -> None:
 class _Database:
     """Fill one database: `guid` names this process's run in it."""
 
-    def __init__(self, connection: sqlite3.Connection, found: Collected) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, found: Collected, counters: Sequence[str], takes: Filter
+    ) -> None:
         self._connection = connection
         self._found = found
+        self._counters = counters
+        self._takes = takes
         self._pid = found.process.pid
         self._guid = str(uuid.uuid4())
         self._suffix = "_" + self._guid.replace("-", "_")
@@ -139,7 +149,8 @@ class _Database:
         self._write_metadata()
         self._write_process()
         self._write_kernel_symbols()
-        if "kernel" in traces:
+        self._write_counters()
+        if "kernel" in traces or self._counters:
             self._insert_all("kernel_dispatch", self._dispatches())
         if "memory_copy" in traces:
             self._insert_all("memory_copy", self._copies())
@@ -193,15 +204,16 @@ class _Database:
         )  # fmt: skip
         owner = {"nid": _NODE, "pid": process.pid}
         self._insert("info_thread", id=process.pid, ppid=process.ppid, tid=process.pid, **owner)
-        self._insert("info_queue", id=1, name="Queue 0", **owner)
         self._insert("info_stream", id=0, name="Default Stream", **owner)
-        for index, agent in _AGENTS:
+        for index, agent in enumerate(agents(self._found.gpus)):
             self._write_agent(index, agent)
+            if index:
+                self._insert("info_queue", id=index, name=f"Queue {index - 1}", **owner)
 
     def _write_agent(self, index: int, agent: dict[str, Any]) -> None:
         self._insert(
             "info_agent", id=index, nid=_NODE, pid=self._pid, type=agent["Agent_Type"], absolute_index=index,
-            logical_index=index, type_index=0, uuid=agent.get("Device_Id", 0), name=agent["Name"],
+            logical_index=index, type_index=max(index - 1, 0), uuid=agent.get("Device_Id", 0), name=agent["Name"],
             model_name=agent["Model_Name"], vendor_name=agent["Vendor_Name"], product_name=agent["Product_Name"],
             user_name=agent["Product_Name"], extdata=json.dumps({"stand-in": NOTICE}),
         )  # fmt: skip
@@ -226,17 +238,32 @@ class _Database:
             correlation_id=0,
         )  # fmt: skip
 
+    def _write_counters(self) -> None:
+        for number, name in enumerate(self._counters, 1):
+            self._insert(
+                "info_pmc", id=number, nid=_NODE, pid=self._pid, agent_id=1, target_arch=ARCHITECTURE, name=name,
+                symbol=name, description=description(name), component="SQ", units="", value_type="ABS", block="SQ",
+                expression="", is_constant=0, is_derived=0, extdata=json.dumps({"stand-in": NOTICE}),
+            )  # fmt: skip
+
     def _dispatches(self) -> Iterator[dict[str, Any]]:
-        for number, record in enumerate(self._found.records("k"), 1):
-            launch = self._found.launches[record.what]
-            sizes = {f"workgroup_size_{axis}": size for axis, size in zip("xyz", launch["block"], strict=True)}
-            sizes |= {f"grid_size_{axis}": size for axis, size in zip("xyz", launch["grid"], strict=True)}
+        for one in self._found.dispatches():
+            sizes = {f"workgroup_size_{axis}": size for axis, size in zip("xyz", one.block, strict=True)}
+            sizes |= {f"grid_size_{axis}": size for axis, size in zip("xyz", one.grid, strict=True)}
+            event = self._event("KERNEL_DISPATCH", one.correlation)
             yield {
-                "nid": _NODE, "pid": self._pid, "tid": self._pid, "agent_id": 1, "kernel_id": launch["kernel"] + 1,
-                "dispatch_id": number, "queue_id": 1, "stream_id": 0, "start": record.start_ns, "end": record.end_ns,
-                "private_segment_size": 0, "group_segment_size": 0, **sizes, "region_name_id": self._string(""),
-                "event_id": self._event("KERNEL_DISPATCH", record.correlation),
+                "nid": _NODE, "pid": self._pid, "tid": self._pid, "agent_id": one.gpu + 1, "kernel_id": one.kernel + 1,
+                "dispatch_id": one.number, "queue_id": one.gpu + 1, "stream_id": 0, "start": one.start_ns,
+                "end": one.end_ns, "private_segment_size": 0, "group_segment_size": 0, **sizes,
+                "region_name_id": self._string(""), "event_id": event,
             }  # fmt: skip
+            if self._counters and self._takes.takes(self._found, one):
+                self._count(one, event)
+
+    def _count(self, one: Dispatch, event: int) -> None:
+        kernel = self._found.kernels[one.kernel]["display"]
+        for number, name in enumerate(self._counters, 1):
+            self._insert("pmc_event", event_id=event, pmc_id=number, value=counter_value(name, kernel, one))
 
     def _copies(self) -> Iterator[dict[str, Any]]:
         for record in self._found.records("c"):

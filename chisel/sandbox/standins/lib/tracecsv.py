@@ -1,16 +1,59 @@
 """Write the CSV files of rocprofv3 as ROCm 7.0 does: the same columns, strings quoted, inner quotes not escaped.
 
+When ROCm 6.4 is played the columns are those of 6.3 and 6.4: agents are numbers, there are no streams, sizes have other
+names (rocprofiler-sdk, source/lib/rocprofiler-sdk-tool/generateCSV.cpp, October 2024; its documentation's examples).
 The columns leave no room to say that this is a stand-in: `*_agent_info.csv` says it, and a note beside the files.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
-from .agents import COLUMNS, CPU, GPU
-from .collection import Collected
+from .agents import COLUMNS, agents
+from .collection import Collected, Dispatch
+from .counters import Filter, counter_value
+from .identity import GENERATION
 
+_IS_OLD = GENERATION == "6.4"
+_SIZES = ["Workgroup_Size_X", "Workgroup_Size_Y", "Workgroup_Size_Z", "Grid_Size_X", "Grid_Size_Y", "Grid_Size_Z"]
+KERNEL_TRACE_6 = [
+    "Kind",
+    "Agent_Id",
+    "Queue_Id",
+    "Thread_Id",
+    "Dispatch_Id",
+    "Kernel_Id",
+    "Kernel_Name",
+    "Correlation_Id",
+    "Start_Timestamp",
+    "End_Timestamp",
+    "Private_Segment_Size",
+    "Group_Segment_Size",
+    *_SIZES,
+]
+COUNTERS = [
+    "Correlation_Id",
+    "Dispatch_Id",
+    "Agent_Id",
+    "Queue_Id",
+    "Process_Id",
+    "Thread_Id",
+    "Grid_Size",
+    "Kernel_Id",
+    "Kernel_Name",
+    "Workgroup_Size",
+    "LDS_Block_Size",
+    "Scratch_Size",
+    "VGPR_Count",
+    "Accum_VGPR_Count",
+    "SGPR_Count",
+    "Counter_Name",
+    "Counter_Value",
+    "Start_Timestamp",
+    "End_Timestamp",
+]
 KERNEL_TRACE = [
     "Kind",
     "Agent_Id",
@@ -28,12 +71,7 @@ KERNEL_TRACE = [
     "VGPR_Count",
     "Accum_VGPR_Count",
     "SGPR_Count",
-    "Workgroup_Size_X",
-    "Workgroup_Size_Y",
-    "Workgroup_Size_Z",
-    "Grid_Size_X",
-    "Grid_Size_Y",
-    "Grid_Size_Z",
+    *_SIZES,
 ]
 MEMORY_COPY_TRACE = [
     "Kind",
@@ -45,15 +83,21 @@ MEMORY_COPY_TRACE = [
     "Start_Timestamp",
     "End_Timestamp",
 ]
+MEMORY_COPY_TRACE_6 = [name for name in MEMORY_COPY_TRACE if name != "Stream_Id"]
 API_TRACE = ["Domain", "Function", "Process_Id", "Thread_Id", "Correlation_Id", "Start_Timestamp", "End_Timestamp"]
 STATS = ["Name", "Calls", "TotalDurationNs", "AverageNs", "Percentage", "MinNs", "MaxNs", "StdDev"]
 
 Durations = Mapping[str, Sequence[int]]
 
 
-def write_csv_files(prefix: str, found: Collected, *, traces: set[str], has_stats: bool) -> None:
+def write_csv_files(
+    prefix: str, found: Collected, *, traces: set[str], has_stats: bool, counters: Sequence[str], takes: Filter
+) -> None:
     """Write `<prefix>_agent_info.csv` and one trace (and its statistics) for each domain asked for that has rows."""
-    _write(f"{prefix}_agent_info.csv", COLUMNS, [[agent.get(name, 0) for name in COLUMNS] for agent in (CPU, GPU)])
+    described = [[agent.get(name, 0) for name in COLUMNS] for agent in agents(found.gpus)]
+    _write(f"{prefix}_agent_info.csv", COLUMNS, described)
+    if counters:
+        _write_some(f"{prefix}_counter_collection.csv", COUNTERS, _counter_rows(found, counters, takes))
     writers = {"kernel": _kernels, "memory_copy": _copies, "hip": _hip_calls, "hsa": _hsa_calls, "marker": _markers}
     domains: dict[str, list[int]] = {}
     for trace, writer in writers.items():
@@ -77,20 +121,42 @@ _STATS_FILES = {
 }
 
 
+def _agent(index: int) -> int | str:
+    return index if _IS_OLD else f"Agent {index}"
+
+
 def _kernels(prefix: str, found: Collected) -> tuple[str, Durations] | None:
     by_name: dict[str, list[int]] = {}
+    columns = KERNEL_TRACE_6 if _IS_OLD else KERNEL_TRACE
     rows = _kernel_rows(found, by_name)
-    return ("KERNEL_DISPATCH", by_name) if _write_some(f"{prefix}_kernel_trace.csv", KERNEL_TRACE, rows) else None
+    return ("KERNEL_DISPATCH", by_name) if _write_some(f"{prefix}_kernel_trace.csv", columns, rows) else None
 
 
 def _kernel_rows(found: Collected, by_name: dict[str, list[int]]) -> Iterable[list[Any]]:
     pid = found.process.pid
-    for number, record in enumerate(found.records("k"), 1):
-        launch = found.launches[record.what]
-        name = found.kernels[launch["kernel"]]["display"]
-        by_name.setdefault(name, []).append(record.end_ns - record.start_ns)
-        ids = ["KERNEL_DISPATCH", "Agent 1", 1, 0, pid, number, launch["kernel"] + 1, name, record.correlation]
-        yield [*ids, record.start_ns, record.end_ns, 0, 0, 12, 4, 32, *launch["block"], *launch["grid"]]
+    for one in found.dispatches():
+        name = found.kernels[one.kernel]["display"]
+        by_name.setdefault(name, []).append(one.end_ns - one.start_ns)
+        stream = [] if _IS_OLD else [0]
+        ids = ["KERNEL_DISPATCH", _agent(one.gpu + 1), one.gpu + 1, *stream, pid, one.number, one.kernel + 1, name]
+        registers = [0, 0] if _IS_OLD else [0, 0, 12, 4, 32]
+        yield [*ids, one.correlation, one.start_ns, one.end_ns, *registers, *one.block, *one.grid]
+
+
+def _counter_rows(found: Collected, counters: Sequence[str], takes: Filter) -> Iterable[list[Any]]:
+    pid = found.process.pid
+    for one in found.dispatches():
+        if takes.takes(found, one):
+            for counter in counters:
+                yield _counter_row(found, one, pid, counter)
+
+
+def _counter_row(found: Collected, one: Dispatch, pid: int, counter: str) -> list[Any]:
+    name = found.kernels[one.kernel]["display"]
+    sizes = [math.prod(one.grid), one.kernel + 1, name, math.prod(one.block), 0, 0, 12, 4, 32]
+    ids = [one.correlation, one.number, _agent(one.gpu + 1), one.gpu + 1, pid, pid]
+    value = _Bare(f"{counter_value(counter, name, one):.6f}")
+    return [*ids, *sizes, counter, value, one.start_ns, one.end_ns]
 
 
 def _copies(prefix: str, found: Collected) -> tuple[str, Durations] | None:
@@ -98,10 +164,12 @@ def _copies(prefix: str, found: Collected) -> tuple[str, Durations] | None:
     rows = []
     for record in found.records("c"):
         direction, _ = record.what
-        ends = ["Agent 0", "Agent 1"] if direction.endswith("TO_DEVICE") else ["Agent 1", "Agent 0"]
+        ends = [_agent(0), _agent(1)] if direction.endswith("TO_DEVICE") else [_agent(1), _agent(0)]
         by_name.setdefault(direction, []).append(record.end_ns - record.start_ns)
-        rows.append(["MEMORY_COPY", direction, 0, *ends, record.correlation, record.start_ns, record.end_ns])
-    wrote = _write_some(f"{prefix}_memory_copy_trace.csv", MEMORY_COPY_TRACE, rows)
+        stream = [] if _IS_OLD else [0]
+        rows.append(["MEMORY_COPY", direction, *stream, *ends, record.correlation, record.start_ns, record.end_ns])
+    columns = MEMORY_COPY_TRACE_6 if _IS_OLD else MEMORY_COPY_TRACE
+    wrote = _write_some(f"{prefix}_memory_copy_trace.csv", columns, rows)
     return ("MEMORY_COPY", by_name) if wrote else None
 
 
