@@ -32,6 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import NormalDist, fmean, median, variance
+from typing import Literal
 
 from chisel.errors import UsageError
 from chisel.figures import QUANTILES, Comparison, KernelStats, KernelVerdict, Ranking
@@ -47,13 +48,20 @@ REST = "(other kernels)"
 """The name under which a session holds the time of kernels that are not listed: it counts in the sum only."""
 
 FALSE_ALARMS = 0.05
+"""The chance that a comparison of identical code calls any row, at most."""
+
 POWER = 0.8
+"""How often a change of the size called `detectable` is found."""
+
 FEWEST_SESSIONS = 3
 LEAST_SHARE = 0.001
 
+# A level of 5 % gave up to 5.2 % of alarms where a GPU is in one of two states by chance: that far from normal.
+_LEVEL = 0.9 * FALSE_ALARMS
 _WHOLE_PART = 0.2
 _REPLICATES = 1000
 _DRAWS = 16
+_NORMAL_POWER = NormalDist().inv_cdf(POWER)
 _NORMAL_95 = NormalDist().inv_cdf(0.975)
 _NORMAL_DRAWS = tuple(NormalDist().inv_cdf((k + 0.5) / _DRAWS) for k in range(_DRAWS))
 # MI300X stamps dispatches with a counter of 100 MHz (measured in ROCm/hrx-system pull request 143, July 2026).
@@ -82,7 +90,7 @@ class _Row:
     b: tuple[_Figure | None, ...]
     calls_a: int
     calls_b: int
-    missing: str | None = None
+    missing: Literal["a", "b"] | None = None
     is_by_mean: bool = False
 
 
@@ -123,10 +131,10 @@ def compare(
     `paired` says that `a[i]` and `b[i]` were measured one after the other on the same droplet: pairs are drawn again
     then, and what drifts over pairs cancels. The chance that any row is called although nothing changed is at most 5 %.
     `low` and `high` are the interval that the verdict was made on, at the level the family leaves to this row (wider
-    than 95 %); `detectable` is the slowdown that as many sessions with as much noise would show 4 times in 5. With fewer
-    than `FEWEST_SESSIONS` on a side it is "can't tell" always, and both are None: a GPU that is in one of two states by
-    chance would fool two sessions a side in one comparison of eight. `calls_*` count over all sessions; for the row of
-    all kernels `p50_*_ns` are medians of sums. `missing` names the side that lacks a kernel.
+    than 95 %); `detectable` is the slowdown that as many sessions with as much noise would show 4 times in 5. All are
+    None, and the verdict is "can't tell", with fewer than `FEWEST_SESSIONS` on a side: a GPU that is in one of two
+    states by chance would fool two sessions a side in one comparison of eight. `calls_*` count over all sessions; for
+    the row of all kernels `p50_*_ns` are medians of sums. `missing` names the side that lacks a kernel.
 
     Deterministic for a seed. Swapping A and B inverts the ratio; the order of sessions (of pairs) does not matter.
     Raises UsageError without a session on a side, and for pairs that do not match.
@@ -317,8 +325,8 @@ def _half_width(deviations: Sequence[float]) -> float:
 
 
 def _grain(a: Sequence[_Figure], b: Sequence[_Figure]) -> float:
-    """Return the error that rounding to the counter's grain leaves in every median alike, relative to the durations."""
-    return _GRAIN_NS / math.sqrt(12) * math.hypot(*(1 / median(one.ns for one in side) for side in (a, b)))
+    """Return the relative error that rounding both ends to the counter's grain may leave in all medians alike."""
+    return _GRAIN_NS / math.sqrt(6) * math.hypot(*(1 / median(one.ns for one in side) for side in (a, b)))
 
 
 def _welch(a: Sequence[_Figure], b: Sequence[_Figure]) -> float:
@@ -340,7 +348,7 @@ def _family(found: Sequence[tuple[_Row, _Estimate]]) -> dict[str, KernelVerdict]
     left, goes_on = 1.0, True
     judged = {}
     for row, estimate in waiting:
-        level = FALSE_ALARMS * min(weights[row.name] / left, 1.0)
+        level = _LEVEL * min(weights[row.name] / left, 1.0)
         goes_on = goes_on and estimate.chance <= level
         judged[row.name] = _judged(row, estimate, level, goes_on)
         if goes_on:
@@ -362,19 +370,29 @@ def _weights(rows: Sequence[_Row]) -> dict[str, float]:
 def _judged(row: _Row, estimate: _Estimate, level: float, is_certain: bool) -> KernelVerdict:
     beyond = critical(level, estimate.freedom)
     width = beyond * estimate.error
-    seen = (beyond + critical(2 * (1 - POWER), estimate.freedom)) * estimate.error
     return KernelVerdict(
         name=row.name,
         verdict="can't tell" if not is_certain else "slower" if estimate.log > 0 else "faster",
         ratio=_exp(estimate.log),
         low=_exp(estimate.log - width),
         high=_exp(estimate.log + width),
-        detectable=_exp(seen) - 1,
+        detectable=_exp(_detectable(beyond, estimate)) - 1,
         p50_a_ns=_middle(row.a),
         p50_b_ns=_middle(row.b),
         calls_a=row.calls_a,
         calls_b=row.calls_b,
     )
+
+
+def _detectable(beyond: float, estimate: _Estimate) -> float:
+    """Return the change (as a logarithm) that exceeds `beyond` standard errors with probability `POWER`.
+
+    That is the noncentral t's, by its normal approximation (Abramowitz and Stegun 26.7.10), for the true error: in half
+    of all cases the estimated one is below it by the factor that Wilson and Hilferty give for chi-squared's median.
+    """
+    freedom = estimate.freedom
+    error = estimate.error / math.pow(1 - 2 / (9 * freedom), 1.5)
+    return error * (beyond * (1 - 1 / (4 * freedom)) + _NORMAL_POWER * math.sqrt(1 + beyond**2 / (2 * freedom)))
 
 
 def _unjudged(row: _Row) -> KernelVerdict:
@@ -387,7 +405,7 @@ def _unjudged(row: _Row) -> KernelVerdict:
         p50_b_ns=_middle(row.b),
         calls_a=row.calls_a,
         calls_b=row.calls_b,
-        missing="a" if row.missing == "a" else "b" if row.missing == "b" else None,
+        missing=row.missing,
     )
 
 

@@ -129,3 +129,8 @@ class Lab:
                 None, quantiles[0], quantiles[-1], 0.0, quantiles=quantiles,
             )  # fmt: skip
         return found
+
+    def dispatches(self, sessions: int) -> list[list[float]]:
+        """Return the first kernel's durations, session by session."""
+        drawn = [self._session(levels) for levels in self.noise.levels(self.source, sessions, self.kernels)]
+        return [[level * ns for ns in self.shapes.durations[shape]] for ((shape, level), *_) in drawn]
