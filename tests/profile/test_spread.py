@@ -119,8 +119,8 @@ def test_shares_order_and_counts_are_over_all_droplets() -> None:
     launch = Launch(workgroup=(256, 1, 1), vgprs=64)
     a = droplet(
         "a", sums("hot", 1, 600), sums("late", 2, 100, counters={"hits": 4.0}),
-        pseudo=(sums("<barrier packet>", 1, 50),), rest=3, rest_ns=100, source="rocpd", notes=("`x.db` is cut",), copies=(Copies("HtoD", 1, 10, 64),),
-        parts=(Part("gpu", "GPU 0", 3, 700),),
+        pseudo=(sums("<barrier packet>", 1, 50),), rest=3, rest_ns=100, source="rocpd", notes=("`x.db` is cut",),
+        copies=(Copies("HtoD", 1, 10, 64),), parts=(Part("gpu", "GPU 0", 3, 700),),
     )  # fmt: skip
     b = droplet(
         "b", sums("late", 6, 700, counters={"hits": 8.0}, launch=launch), pseudo=(sums("<barrier packet>", 2, 70),),
