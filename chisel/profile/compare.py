@@ -283,7 +283,7 @@ def _estimate(row: _Row, paired: bool, seed: int) -> _Estimate | None:
     log = fmean(one.log for one in b) - fmean(one.log for one in a)
     source = random.Random(f"{seed}:".encode() + row.name.encode("utf-8", "surrogatepass"))
     deviations = _pair_deviations(a, b, source) if paired else _deviations(a, b, source)
-    error = math.hypot(_half_width(deviations) / _NORMAL_95, _grain(a, b))
+    error = math.hypot(_spread(deviations), _grain(a, b))
     freedom = len(a) - 1.0 if paired else _welch(a, b)
     return _Estimate(log, error, freedom, two_sided(log / error, freedom))
 
@@ -312,16 +312,28 @@ def _pair_deviations(a: Sequence[_Figure], b: Sequence[_Figure], source: random.
 def _resampled(draws: Sequence[tuple[float, ...]], centre: float, source: random.Random) -> list[float]:
     """Return the means of as many sessions drawn again, as deviations from their own mean, stretched for their number.
 
-    To draw a session and then one of its equally many medians is to draw one of all medians.
+    To draw a session and then one of its equally many medians is to draw one of all medians. The deviations are scaled
+    to the spread that endlessly many would have, since for a mean that is known: it leaves less to chance.
     """
-    count = len(draws)
-    stretch = math.sqrt(count / (count - 1))
-    drawn = iter(source.choices(tuple(chain.from_iterable(draws)), k=count * _REPLICATES))
-    return [(sum(means) / count - centre) * stretch for means in zip(*[drawn] * count, strict=True)]
+    count, pool = len(draws), tuple(chain.from_iterable(draws))
+    drawn = iter(source.choices(pool, k=count * _REPLICATES))
+    deviations = [sum(means) / count - centre for means in zip(*[drawn] * count, strict=True)]
+    stretched = _root_mean_square([one - centre for one in pool]) / math.sqrt(count - 1)  # not count: see the module
+    found = _root_mean_square(deviations)
+    return [one * stretched / found for one in deviations] if found > 0 else deviations
 
 
-def _half_width(deviations: Sequence[float]) -> float:
-    return sorted(map(abs, deviations))[round(0.95 * len(deviations)) - 1]
+def _root_mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(math.fsum(one * one for one in values) / len(values))
+
+
+def _spread(deviations: Sequence[float]) -> float:
+    """Return the half width that holds 95 % of them in standard deviations, or their own where that is more.
+
+    It is with three or four sessions: resamples of so few lie within narrow bounds.
+    """
+    half_width = sorted(map(abs, deviations))[round(0.95 * len(deviations)) - 1]
+    return max(half_width / _NORMAL_95, _root_mean_square(deviations))
 
 
 def _grain(a: Sequence[_Figure], b: Sequence[_Figure]) -> float:

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import NormalDist, median
+from statistics import NormalDist, fmean, median, variance
 from typing import Any
 
 import pytest
@@ -280,6 +280,21 @@ def test_twenty_kernels_of_ten_sessions_take_less_than_two_seconds() -> None:
     start = time.process_time()
     judged(a, b)
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("sessions", [3, 5, 10])
+def test_sessions_whose_medians_are_certain_give_welchs_interval(sessions: int) -> None:
+    source = random.Random(sessions)
+    widths = []
+    for _ in range(40):
+        a, b = ([1e6 * source.lognormvariate(0, 0.05) for _ in range(sessions)] for _ in range(2))
+        found = by_name(judged(*(side(*ns, calls=1) for ns in (a, b))))["k"]
+        parts = [variance(map(math.log, ns)) / sessions for ns in (a, b)]
+        freedom = sum(parts) ** 2 / (sum(part**2 for part in parts) / (sessions - 1))
+        assert found.high is not None and found.low is not None  # noqa: PT018 - one thing: the interval is told
+        level = 0.8 * 0.045  # of the two rows, the kernel's
+        widths.append(math.log(found.high / found.low) / (2 * critical(level, freedom) * math.sqrt(sum(parts))))
+    assert 0.98 < fmean(widths) < 1.06
 
 
 # -- what is shown
