@@ -8,10 +8,10 @@ import os
 import shutil
 import signal
 import struct
-from subprocess import DEVNULL
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import anyio
@@ -79,22 +79,23 @@ class Tab:
         self.browser, self.target, self.session = browser, target, session
         self.console: list[str] = []
         self.requests: list[str] = []
-        self.frames: dict[str, int] = {}
+        self.worlds: dict[int, str] = {}
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         return await self.browser.call(method, parameters, self.session)
 
-    async def evaluate(self, expression: str) -> Any:
+    async def evaluate(self, expression: str, **more: Any) -> Any:
         """Evaluate JavaScript in the page (a promise is awaited) and return its value."""
-        found = await self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        options = {"awaitPromise": True, "returnByValue": True, **more}
+        found = await self.call("Runtime.evaluate", expression=expression, **options)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    async def until(self, expression: str, deadline_s: float = 20.0) -> Any:
+    async def until(self, expression: str, deadline_s: float = 20.0, **more: Any) -> Any:
         """Evaluate until the value is true, and return it."""
         with anyio.fail_after(deadline_s):
-            while not (value := await self.evaluate(expression)):
-                await anyio.sleep(0.05)
+            while not (value := await self.evaluate(expression, **more)):
+                await anyio.sleep(0.05)  # noqa: ASYNC110 - another program's state, polled under a deadline
         return value
 
     async def size(self, width: int, height: int, *, is_dark: bool = False) -> None:
@@ -121,6 +122,10 @@ class Tab:
         elif method == "Log.entryAdded":
             entry = given["entry"]
             self.console.append(f"{entry['level']}: {entry['text']} {entry.get('url', '')}")
+        elif method == "Runtime.executionContextCreated":
+            self.worlds[given["context"]["id"]] = given["context"]["origin"]
+        elif method == "Runtime.executionContextDestroyed":
+            self.worlds.pop(given["executionContextId"], None)
         elif method == "Network.requestWillBeSent":
             self.requests.append(given["request"]["url"])
 
@@ -159,13 +164,28 @@ class Browser:
     async def open(self, url: str, *, width: int = 1280, height: int = 900) -> Tab:
         """Open a tab, watch it from its first request on, and go to `url`."""
         target = (await self.call("Target.createTarget", {"url": "about:blank"}))["targetId"]
+        tab = await self.attach(target)
+        await tab.size(width, height)
+        await tab.call("Page.navigate", url=url)
+        return tab
+
+    async def attach(self, target: str) -> Tab:
+        """Watch a tab that is open."""
         attached = await self.call("Target.attachToTarget", {"targetId": target, "flatten": True})
         tab = self._tabs[attached["sessionId"]] = Tab(self, target, attached["sessionId"])
         for domain in ("Page", "Runtime", "Log", "Network"):
             await tab.call(f"{domain}.enable")
-        await tab.size(width, height)
-        await tab.call("Page.navigate", url=url)
         return tab
+
+    async def popup(self, opener: Tab, deadline_s: float = 10.0) -> Tab:
+        """Wait for the window that a page opened, and watch it."""
+        with anyio.fail_after(deadline_s):
+            while True:
+                targets = (await self.call("Target.getTargets", {}))["targetInfos"]
+                for one in targets:
+                    if one.get("openerId") == opener.target:
+                        return await self.attach(one["targetId"])
+                await anyio.sleep(0.05)
 
 
 @asynccontextmanager
@@ -188,7 +208,7 @@ async def chromium(directory: Path) -> AsyncIterator[Browser]:
                 tasks.start_soon(browser.listen)
                 try:
                     yield browser
-                except Exception as error:  # raised below, out of the group, so that it stays one
+                except Exception as error:  # noqa: BLE001 - raised below, out of the group, so that it stays one
                     failure = error
                 tasks.cancel_scope.cancel()
             await socket.aclose()

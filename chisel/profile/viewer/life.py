@@ -12,12 +12,15 @@ End = Literal["closed", "nobody came", "time is up"]
 class Limits:
     """Bound a server's life, in seconds: until somebody comes, over all, and without an open page.
 
-    `absent_s` lets a page be loaded anew, and covers the time from its first byte until its script runs.
+    `absent_s` lets a page be loaded anew, and covers the time from its first byte until its script runs. `head_s` is
+    what a peer may take to say what it wants; `answer_s` what the UI may take to answer our page.
     """
 
     first_visit_s: float = 60.0
     most_s: float = 8 * 3600.0
     absent_s: float = 10.0
+    head_s: float = 10.0
+    answer_s: float = 30.0
 
 
 @dataclass(slots=True)

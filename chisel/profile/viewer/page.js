@@ -5,7 +5,7 @@ const uiOrigin = given.origin || location.origin;
 const isOurs = uiOrigin === location.origin;
 const element = (id) => document.getElementById(id);
 const PING_EVERY_MS = 150;
-const NO_ANSWER_MS = 30000;
+const NO_ANSWER_MS = Number(given.patience);
 const LOOK_EVERY_MS = 250;
 const NO_HANDLE_MS = 10000;
 

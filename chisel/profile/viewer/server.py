@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from importlib import resources
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -18,19 +16,17 @@ from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.stapled import MultiListener
 
 from chisel.errors import ChiselError, UsageError
-from chisel.profile.report.escape import escaped, visible
 from chisel.profile.viewer.http import MAX_HEAD_BYTES, Refused, Request, answer_head, parse, path_for
 from chisel.profile.viewer.life import End, Life, Limits, ends_at
-from chisel.profile.viewer.trace import Form, check_trace
-from chisel.profile.viewer.ui import Ui, content_type, fragment, seen, ui_files
+from chisel.profile.viewer.pages import PAGE, UI_POLICY, own_files, page, page_policy
+from chisel.profile.viewer.trace import check_trace
+from chisel.profile.viewer.ui import Ui, content_type, ui_files
 
 MOST_CONNECTIONS = 64
-HEAD_DEADLINE_S = 10.0
 _SEND_DEADLINE_S = 300.0
 _BEAT_EVERY_S = 15.0
 _CHUNK_BYTES = 1 << 20
 _SECRET_BYTES = 24
-_LONGEST_TITLE = 300
 _FAILURES = {
     "told/no-trace": "the browser did not get the whole trace",
     "told/no-ui": "the Perfetto UI did not answer in the browser",
@@ -42,7 +38,6 @@ _UNLOADED: Mapping[End, str] = {
 }
 _LINGER_S = 1.0
 _LINGER_READS = 64
-_OWN = ("page.css", "page.js")
 _EVENTS_HEAD = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
 
 
@@ -106,18 +101,19 @@ async def serving(
     if window_ns is not None and not 0 <= window_ns[0] < window_ns[1]:
         raise UsageError(f"`{window_ns}` is no window of time")
     files = await to_thread.run_sync(ui_files, ui.directory) if ui.directory is not None else {}
-    own = await to_thread.run_sync(_own_files)
+    own = await to_thread.run_sync(own_files)
     try:
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
     except OSError as error:
         raise ChiselError(f"cannot listen on 127.0.0.1: {error.strerror}") from error
     async with listener:
         port: int = listener.extra(SocketAttribute.local_port)
-        server = _Server(port, trace, files, own, ui)
-        own["page.html"] = _page(own["page.html"], trace.name, title, window_ns, form, ui)
+        limits = limits or Limits()
+        own[PAGE] = page(own[PAGE], trace.name, title, window_ns, form, ui, limits.answer_s)
+        server = _Server(port, trace, files, own, page_policy(ui), limits)
         failure: BaseException | None = None
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.live, listener, limits or Limits())
+            tasks.start_soon(server.live, listener)
             try:
                 yield server.view
             except BaseException as error:  # noqa: BLE001 - raised again below, out of the group, so that it stays one
@@ -127,72 +123,42 @@ async def serving(
         raise failure
 
 
-def _own_files() -> dict[str, bytes]:
-    here = resources.files("chisel.profile.viewer")
-    return {name: (here / name).read_bytes() for name in ("page.html", *_OWN)}
-
-
-def _page(template: bytes, file: str, title: str, window_ns: tuple[int, int] | None, form: Form, ui: Ui) -> bytes:
-    """Return our page; the title and the file's name may be hostile."""
-    start, end = seen(window_ns, form) if window_ns is not None else ("", "")
-    behind = fragment(window_ns, form=form, is_embedded=not ui.is_offline)
-    address = ("ui/index.html" if ui.is_offline else f"{ui.origin}/") + behind
-    values = {
-        "title": escaped(title, _LONGEST_TITLE),
-        "file": escaped(file, _LONGEST_TITLE),
-        "ui": html.escape(address),
-        "origin": "" if ui.is_offline else html.escape(ui.origin),
-        "start": str(start),
-        "end": str(end),
-    }
-    return template.decode().format(**values).encode()
-
-
-def _policy(ui_origin: str | None) -> str:
-    """Return what our page may load: its own files, and the UI in a frame."""
-    frame = "'self'" if ui_origin is None else visible(ui_origin)
-    return (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
-        f"frame-src {frame}; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-    )
-
-
-# The offline UI needs eval (its charts), inline styles and blobs. What it must not do is leave this origin: neither for
-# telemetry, nor for a trace processor that happens to listen on port 9001.
-_UI_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
-    "connect-src 'self' blob: data:; img-src 'self' blob: data:; font-src 'self' data:; "
-    "style-src 'self' 'unsafe-inline'; object-src 'none'; frame-ancestors 'self'; form-action 'none'"
-)
-
-
 class _Server:
     """Answer the page's requests, and follow its life."""
 
-    def __init__(self, port: int, trace: Path, files: Mapping[str, Path], own: Mapping[str, bytes], ui: Ui) -> None:
+    def __init__(
+        self,
+        port: int,
+        trace: Path,
+        files: Mapping[str, Path],
+        own: Mapping[str, bytes],
+        policy: str,
+        limits: Limits,
+    ) -> None:
         self._port = port
         self._secret = secrets.token_urlsafe(_SECRET_BYTES)
         self._trace = trace
         self._files = files
         self._own = own
-        self._ui_origin = None if ui.is_offline else ui.origin
+        self._policy = policy
+        self._limits = limits
         self._life = Life(anyio.current_time())
         self._changed = anyio.Event()
         self._open = 0
         self.view = View(f"http://127.0.0.1:{port}/{self._secret}/")
 
-    async def live(self, listener: MultiListener[SocketStream], limits: Limits) -> None:
+    async def live(self, listener: MultiListener[SocketStream]) -> None:
         """Answer until the life is over; then the port is free again and the view has ended."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, self._connection, tasks)
-            end = await self._over(limits)
+            end = await self._over()
             tasks.cancel_scope.cancel()
         await listener.aclose()
         self.view._finish(end)  # noqa: SLF001 - two classes of one module
 
-    async def _over(self, limits: Limits) -> End:
+    async def _over(self) -> End:
         while True:
-            due, why = ends_at(self._life, limits)
+            due, why = ends_at(self._life, self._limits)
             left = due - anyio.current_time()
             if left <= 0:
                 return why
@@ -220,7 +186,7 @@ class _Server:
 
     async def _answer(self, stream: SocketStream) -> None:
         try:
-            request = parse(await _head(stream))
+            request = parse(await _head(stream, self._limits.head_s))
             path = path_for(request, port=self._port, secret=self._secret)
             self._seen()
             await self._serve(stream, request, path)
@@ -238,11 +204,10 @@ class _Server:
             self.view._hear(path)  # noqa: SLF001 - two classes of one module
             await _send(stream, answer_head(HTTPStatus.NO_CONTENT, {}))
         elif path.startswith("ui/") and (name := unquote(path[3:])) in self._files:
-            headers = {"Content-Type": content_type(name), "Content-Security-Policy": _UI_POLICY}
+            headers = {"Content-Type": content_type(name), "Content-Security-Policy": UI_POLICY}
             await _send_file(stream, self._files[name], headers, wants_body=wants_body)
-        elif (name := path or "page.html") in self._own:
-            policy = _policy(self._ui_origin)
-            headers = {"Content-Type": content_type(name), "Content-Security-Policy": policy}
+        elif (name := path or PAGE) in self._own:
+            headers = {"Content-Type": content_type(name), "Content-Security-Policy": self._policy}
             await _send_bytes(stream, self._own[name], headers, wants_body=wants_body)
         else:
             raise Refused(HTTPStatus.NOT_FOUND)
@@ -261,11 +226,11 @@ class _Server:
             self._seen(-1)
 
 
-async def _head(stream: SocketStream) -> bytes:
+async def _head(stream: SocketStream, deadline_s: float) -> bytes:
     """Read a request's head, within bounds of size and time."""
     data = b""
     try:
-        with anyio.fail_after(HEAD_DEADLINE_S):
+        with anyio.fail_after(deadline_s):
             while b"\r\n\r\n" not in data:
                 if len(data) > MAX_HEAD_BYTES:
                     raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
