@@ -94,8 +94,8 @@ class Tab:
     async def until(self, expression: str, deadline_s: float = 20.0, **more: Any) -> Any:
         """Evaluate until the value is true, and return it."""
         with anyio.fail_after(deadline_s):
-            while not (value := await self.evaluate(expression, **more)):
-                await anyio.sleep(0.05)  # noqa: ASYNC110 - another program's state, polled under a deadline
+            while not (value := await self.evaluate(expression, **more)):  # noqa: ASYNC110 - no event says so
+                await anyio.sleep(0.05)
         return value
 
     async def size(self, width: int, height: int, *, is_dark: bool = False) -> None:

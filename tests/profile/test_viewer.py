@@ -222,7 +222,7 @@ async def test_a_ui_that_refuses_the_frame_takes_the_trace_in_a_window(
         chromium(tmp_path / "browser") as browser,
     ):
         tab = await browser.open(view.url)
-        await tab.until("!document.getElementById('trouble').hidden")
+        await tab.until("document.getElementById('trouble')?.hidden === false")
         await tab.evaluate("document.getElementById('window').click()", userGesture=True)
         opened = await browser.popup(tab)
         with anyio.fail_after(30):
@@ -390,8 +390,8 @@ async def test_more_connections_than_any_page_needs_are_closed(view: View) -> No
             with pytest.raises(anyio.EndOfStream):
                 await one_more.receive()
     with anyio.fail_after(5):
-        while (await ask(view, request(view, f"/{secret_of(view)}/")))[0] != 200:
-            await anyio.sleep(0.02)  # noqa: ASYNC110 - another program's state, polled under a deadline
+        while (await ask(view, request(view, f"/{secret_of(view)}/")))[0] != 200:  # noqa: ASYNC110 - no event says so
+            await anyio.sleep(0.02)
 
 
 async def is_listening(port: int) -> bool:

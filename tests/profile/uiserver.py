@@ -1,6 +1,7 @@
 """Serve the Perfetto UI under an origin of its own, as ui.perfetto.dev does.
 
-`python uiserver.py DIRECTORY [HEADER VALUE]` prints its port. It stands in for the public site, whose framing header could be set (`X-Frame-Options DENY`).
+`python uiserver.py DIRECTORY [HEADER VALUE]` prints its port.
+It stands in for the public site, whose framing header could be set (`X-Frame-Options DENY`).
 """
 
 from __future__ import annotations
