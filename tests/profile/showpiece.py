@@ -1,4 +1,7 @@
-"""Make profiles such as droplets send, of any size, for the report's tests: `python -m tests.profile.showpiece OUT.html`."""
+"""Make profiles such as droplets send, of any size, for the report's tests.
+
+`python -m tests.profile.showpiece OUT.html` writes one to look at.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,7 @@ from chisel.profile.report import report_html
 NAMES = [
     "void gemm_tn_bf16<128, 256, 64, 4>(Params<__hip_bfloat16>)",
     "flash_attention_fwd_d128_causal",
-    "void at::native::vectorized_elementwise_kernel<8, at::native::SiluFunctor<c10::BFloat16>, std::array<char*, 2>>(int, "
-    "at::native::SiluFunctor<c10::BFloat16>, std::array<char*, 2>)",
+    "void at::native::vectorized_elementwise_kernel<8, at::native::SiluFunctor<c10::BFloat16>, char*>(int)",
     "Cijk_Ailk_Bljk_BBS_BH_Bias_HAS_SAV_UserArgs_MT256x224x64_MI16x16x1_SN_LDSB1_AFC1_AFEM1_AFEM1_ASEM1",
     "rms_norm_kernel<float, 1024>",
     "reduce_sum<double>",
@@ -132,8 +134,8 @@ def telemetry(gpus: int, samples: int, chance: random.Random, *, is_capped: bool
     return Telemetry(
         source="amd-smi",
         samples=tuple(made),
-        power_cap_w={gpu: 750.0 for gpu in range(gpus)},
-        sclk_max_mhz={gpu: 2100.0 for gpu in range(gpus)},
+        power_cap_w=dict.fromkeys(range(gpus), 750.0),
+        sclk_max_mhz=dict.fromkeys(range(gpus), 2100.0),
         notes=("GPU 0: power cap reached 41 times",) if is_capped else (),
     )
 
@@ -155,7 +157,7 @@ def result(host: str, found: Ranking, *, gpus: int = 1, samples: int = 120, is_c
         ranking=found,
         tool="rocprofv3 1.1.0 (ROCm 7.2.0)",
         generation="rocprofv3 rocpd",
-        telemetry=telemetry(gpus, samples, random.Random(host), is_capped=is_capped),
+        telemetry=telemetry(gpus, samples, random.Random(repr(host)), is_capped=is_capped),
         fingerprint=Fingerprint(facts),
     )
 
@@ -195,16 +197,7 @@ def showpiece(
     chance = random.Random(7)
     found = ranking(kernels, chance, names=names, rest=31)
     hosts = [f"chisel-dev-{number}" for number in range(1, droplets + 1)]
-    results = [
-        result(
-            host,
-            ranking(kernels, random.Random(host), names=names),
-            gpus=gpus,
-            samples=samples,
-            is_capped=host == hosts[-1],
-        )
-        for host in hosts
-    ]
+    results = [result(host, found, gpus=gpus, samples=samples, is_capped=host == hosts[-1]) for host in hosts]
     return report_html(
         results,
         merged=found,

@@ -28,6 +28,16 @@ def time(time_ns: float | None) -> str:
     return f"{value:,.{digits}f} {unit}"
 
 
+def binary(value: int) -> str:
+    """Say bytes of on-chip memory, which comes in powers of two: `64 KiB`."""
+    return f"{value / 1024:g} KiB" if value >= 1024 else f"{value} B"
+
+
+def tick(ratio: float) -> str:
+    """Say a ratio beside an axis: as a change, without decimals that are none."""
+    return f"{round((ratio - 1) * 100, 6):+g} %".replace("-", "\N{MINUS SIGN}") if abs(ratio - 1) > 1e-9 else "0 %"
+
+
 def share(value: float) -> str:
     """Say a share (0 to 1) in per cent."""
     return f"{value * 100:.1f} %" if math.isfinite(value) else NOTHING

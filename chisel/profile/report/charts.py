@@ -10,9 +10,11 @@ from chisel.profile.report.markup import Inside, Markup, join, number, raw, tag
 from chisel.profile.report.shapes import Scale
 
 WIDTH, HEIGHT = 420, 150
-_LEFT, _RIGHT, _TOP, _BOTTOM = 8.0, 412.0, 14.0, 124.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 10.0, 410.0, 14.0, 124.0
 _DRIFT_LEFT = 54.0
 _BINS = 40
+_FAR = 2.0
+"""The 99th percentile is drawn as well where it lies within this many times the 98th."""
 _SPARK_BINS, _SPARK_WIDTH, _SPARK_HEIGHT = 24, 96, 22
 
 Curves = Sequence[tuple[str, Sequence[float]]]
@@ -28,37 +30,39 @@ def figure(title: str, said: str, width: float, height: float, *inside: Inside, 
         viewBox=f"0 0 {number(width)} {number(height)}",
         role="img",
         class_=class_,
-        preserveAspectRatio="xMidYMid meet",
     )
 
 
 def line(points: Sequence[tuple[float, float]]) -> str:
-    """Return a path through points."""
-    return "M" + "L".join(f"{number(x)} {number(y)}" for x, y in points)
+    """Return a path through points, to the pixel across: hundreds of them make most of a report's size."""
+    return "M" + "L".join(f"{round(x)} {number(y)}" for x, y in points)
 
 
-def distribution(name: str, kernel: KernelStats, curves: Curves) -> Markup | None:
+def distribution(rank: int, kernel: KernelStats, curves: Curves) -> Markup | None:
     """Draw how a kernel's durations are spread: one as a density, several (droplets) as what share is done by when."""
     drawn = [(host, quantiles) for host, quantiles in curves if shapes.usable(quantiles)]
     if not drawn:
         return None
     ends = [shapes.bounds(quantiles) for _, quantiles in drawn]
-    across = Scale(min(low for low, _ in ends), max(high for _, high in ends), _LEFT, _RIGHT)
+    high = max(high for _, high in ends)
+    if kernel.p99_ns is not None and high < kernel.p99_ns < high * _FAR:
+        high = kernel.p99_ns * 1.01
+    across = Scale(min(low for low, _ in ends), high, _LEFT, _RIGHT)
     body = _density(drawn[0][1], across) if len(drawn) == 1 else _cumulated(drawn, across)
-    said = f"p50 {amounts.time(kernel.p50_ns)}, p99 {amounts.time(kernel.p99_ns)}, drawn up to the 98th percentile"
+    said = f"p50 {amounts.time(kernel.p50_ns)}, p99 {amounts.time(kernel.p99_ns)}"
     marks = [
         _mark(across, kernel.p50_ns, "p50"),
         _mark(across, kernel.mean_ns, "mean"),
         _mark(across, kernel.p99_ns, "p99"),
     ]
-    return figure(f"Durations of {name}", said, WIDTH, HEIGHT, body, *marks, _time_axis(across))
+    return figure(f"Durations of kernel {rank}", said, WIDTH, HEIGHT, body, *marks, _time_axis(across))
 
 
 def _density(quantiles: Sequence[float], across: Scale) -> Markup:
     parts = shapes.histogram(quantiles, _BINS, across.low, across.high)
     up = Scale(0, max(parts) or 1, _BOTTOM, _TOP + 12)
     width = (_RIGHT - _LEFT) / _BINS
-    steps = "".join(f"V{number(up.at(part))}h{number(width)}" for part in parts)
+    steps = "".join(f"V{round(up.at(part))}h{number(width)}" for part in parts)
     return tag("path", class_="area", d=f"M{number(_LEFT)} {number(_BOTTOM)}{steps}V{number(_BOTTOM)}Z")
 
 
@@ -77,10 +81,10 @@ def _mark(across: Scale, value: float | None, name: str) -> Markup | None:
     if value is None or not across.low <= value <= across.high:
         return None
     x = across.at(value)
-    anchor = "end" if x > (_LEFT + _RIGHT) / 2 else "start"
+    anchor = "e" if x > (_LEFT + _RIGHT) / 2 else None
     shown = _TOP + (8 if name == "mean" else -3)
     stroke = tag("path", class_=f"mark {name}", d=f"M{number(x)} {number(_TOP)}V{number(_BOTTOM)}")
-    return join(stroke, tag("text", name, x=x + (-3 if anchor == "end" else 3), y=shown, text_anchor=anchor))
+    return join(stroke, tag("text", name, x=x + (-3 if anchor else 3), y=shown, class_=anchor))
 
 
 def _time_axis(across: Scale) -> Markup:
@@ -94,13 +98,13 @@ def axis(across: Scale, places: Sequence[float], said: Callable[[float], str], y
     labels = []
     for place in places:
         x = across.at(place)
-        anchor = "start" if x < across.start + 18 else "end" if x > across.end - 18 else "middle"
+        anchor = None if x < across.start + 18 else "e" if x > across.end - 18 else "m"
         labels.append(tag("path", class_="axis", d=f"M{number(x)} {number(y)}v4"))
-        labels.append(tag("text", said(float(f"{place:.6g}")), x=x, y=y + 16, text_anchor=anchor))
+        labels.append(tag("text", said(float(f"{place:.6g}")), x=x, y=y + 16, class_=anchor))
     return join(base, *labels)
 
 
-def drift(name: str, kernel: KernelStats, slices: Sequence[tuple[int, float]]) -> Markup | None:
+def drift(rank: int, slices: Sequence[tuple[int, float]]) -> Markup | None:
     """Draw the medians of a kernel's dispatches in the order they were launched."""
     values = [median for _, median in slices]
     if len(values) < 2 or (not shapes.usable(sorted(values)) and len(set(values)) > 2):
@@ -114,18 +118,16 @@ def drift(name: str, kernel: KernelStats, slices: Sequence[tuple[int, float]]) -
     for place in shapes.ticks(up.low, up.high, 4):
         y = up.at(place)
         grid.append(tag("path", class_="grid", d=f"M{number(_DRIFT_LEFT)} {number(y)}H{number(_RIGHT)}"))
-        grid.append(
-            tag("text", f"{float(f'{place / factor:.4g}'):g} {unit}", x=_DRIFT_LEFT - 5, y=y + 4, text_anchor="end")
-        )
+        grid.append(tag("text", f"{float(f'{place / factor:.4g}'):g} {unit}", x=_DRIFT_LEFT - 5, y=y + 4, class_="e"))
     points = [(across.at(place), up.at(value)) for place, value in enumerate(values)]
     ends = join(
         tag("text", "first dispatch", x=_DRIFT_LEFT, y=_BOTTOM + 16),
-        tag("text", "last", x=_RIGHT, y=_BOTTOM + 16, text_anchor="end"),
+        tag("text", "last", x=_RIGHT, y=_BOTTOM + 16, class_="e"),
     )
     said = f"{len(values)} parts of the run, medians from {amounts.time(low)} to {amounts.time(high)}"
     dot = tag("circle", class_="dot", cx=points[-1][0], cy=points[-1][1], r=2.5)
     return figure(
-        f"Drift of {name}", said, WIDTH, HEIGHT, *grid, tag("path", class_="curve c0", d=line(points)), dot, ends
+        f"Drift of kernel {rank}", said, WIDTH, HEIGHT, *grid, tag("path", class_="curve c0", d=line(points)), dot, ends
     )
 
 

@@ -6,8 +6,6 @@ import html
 
 SHOWN_NAME = 160
 """So many characters of a kernel's name are shown; the whole name is one click away."""
-LONGEST_NAME = 4096
-"""So much of a name is kept at all: real ones reach 1,835 characters (TraceLens, 2025)."""
 LONGEST_TEXT = 4000
 
 _PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if code not in (0x09, 0x0A)}
@@ -45,6 +43,24 @@ def shortened(text: str, most: int) -> str:
     return f"{text[:head]}…{text[len(text) - (most - head - 1) :]}"
 
 
+def fitted(text: str, most_bytes: int) -> str:
+    """Return visible `text` escaped, in at most `most_bytes` of UTF-8; where it is too long, its two ends.
+
+    A character escaped takes at most six bytes (`&quot;`), so a sixth of the bytes always fits.
+    """
+    whole = html.escape(text)
+    if len(whole.encode()) <= most_bytes:
+        return whole
+    return html.escape(shortened(text, max(most_bytes // 6, 2)))
+
+
+def brief(text: str, most: int) -> str:
+    """Return at most `most` visible characters of `text`; the work does not grow with what is left out."""
+    if len(text) > 4 * most:
+        text = f"{text[: 2 * most]}{text[-2 * most :]}"
+    return shortened(visible(text), most)
+
+
 def escaped(text: str, most: int = LONGEST_TEXT) -> str:
     """Return `text` visible, at most `most` characters of it, escaped for HTML text and quoted attributes."""
-    return html.escape(shortened(visible(text[: 2 * most + 2] if len(text) > 4 * most else text), most))
+    return html.escape(brief(text, most))

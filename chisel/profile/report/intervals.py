@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from chisel.figures import Comparison, KernelVerdict, Spread
 from chisel.profile.report import amounts, shapes
 from chisel.profile.report.charts import axis, figure
-from chisel.profile.report.escape import shortened, visible
+from chisel.profile.report.escape import brief
 from chisel.profile.report.markup import Markup, join, number, tag
 from chisel.profile.report.shapes import Scale
 
 MOST_ROWS = 40
 _WIDTH, _ROW = 760.0, 26.0
 _LEFT, _RIGHT = 250.0, 640.0
-_NAME = 36
+_NAME = 33
 _KINDS = {"faster": "faster", "slower": "slower", "can't tell": "unsure"}
 
 
@@ -31,10 +31,10 @@ def forest(comparison: Comparison) -> Markup | None:
     middle = number(across.at(1))
     none = tag("path", class_="bound", d=f"M{middle} 4V{number(bottom)}")
     drawn = [_interval(one, across, 10 + place * _ROW) for place, one in enumerate(rows)]
-    below = axis(across, shapes.ticks(across.low, across.high, 6), amounts.change, bottom)
+    below = axis(across, shapes.ticks(across.low, across.high, 6), amounts.tick, bottom)
     words = join(
         tag("text", "← faster", x=_LEFT, y=bottom + 34),
-        tag("text", "slower →", x=_RIGHT, y=bottom + 34, text_anchor="end"),
+        tag("text", "slower →", x=_RIGHT, y=bottom + 34, class_="e"),
     )
     said = "; ".join(f"{_short(one.name)}: {one.verdict}, {amounts.change(one.ratio)}" for one in rows[:12])
     title = f"{comparison.label_b} against {comparison.label_a}"
@@ -53,7 +53,7 @@ def _interval(one: KernelVerdict, across: Scale, y: float) -> Markup:
     return tag(
         "g",
         band,
-        tag("text", tag("title", shortened(visible(one.name), 300)), _short(one.name), x=4, y=middle + 4),
+        tag("text", tag("title", brief(one.name, 120)), _short(one.name), x=4, y=middle + 4, class_="row"),
         tag("path", class_="interval", d=ends),
         tag("circle", class_="dot", cx=ratio, cy=middle, r=4),
         tag("text", f"{one.verdict} {amounts.change(one.ratio)}", x=_RIGHT + 8, y=middle + 4, class_="strong"),
@@ -74,7 +74,7 @@ def dots(spreads: Sequence[Spread]) -> Markup | None:
     bottom = 10 + len(rows) * _ROW
     none = tag("path", class_="bound", d=f"M{number(across.at(1))} 4V{number(bottom)}")
     drawn = [_dots(one, across, 10 + place * _ROW) for place, one in enumerate(rows)]
-    below = axis(across, shapes.ticks(across.low, across.high, 6), amounts.change, bottom)
+    below = axis(across, shapes.ticks(across.low, across.high, 6), amounts.tick, bottom)
     said = "; ".join(f"{_short(one.name)}: {amounts.share(one.spread)}" for one in rows[:12])
     return figure(
         "Medians by droplet, against the middle droplet", said, _WIDTH, bottom + 22, none, *drawn, below, class_="rows"
@@ -96,9 +96,9 @@ def _dots(one: Spread, across: Scale, y: float) -> Markup:
     return tag(
         "g",
         tag("path", class_="grid", d=f"M{number(_LEFT)} {number(at)}H{number(_RIGHT)}"),
-        tag("text", tag("title", shortened(visible(one.name), 300)), _short(one.name), x=4, y=at + 4),
+        tag("text", tag("title", brief(one.name, 120)), _short(one.name), x=4, y=at + 4, class_="row"),
         *marks,
-        tag("text", shortened(visible(one.outlier or ""), 18), x=_RIGHT + 8, y=at + 4, class_="strong"),
+        tag("text", brief(one.outlier or "", 18), x=_RIGHT + 8, y=at + 4, class_="strong"),
     )
 
 
@@ -115,4 +115,4 @@ def _finite(*values: float | None) -> bool:
 
 
 def _short(name: str) -> str:
-    return shortened(visible(name), _NAME)
+    return brief(name, _NAME)

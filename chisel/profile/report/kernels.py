@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 from chisel.figures import Copies, KernelStats, Launch, Part, ProfileResult, Ranking
 from chisel.profile.report import amounts, charts, shapes
-from chisel.profile.report.escape import SHOWN_NAME, escaped, shortened, visible
+from chisel.profile.report.escape import SHOWN_NAME, brief, fitted
 from chisel.profile.report.markup import Inside, Markup, join, raw, tag
 
-MOST_BYTES_OF_NAMES = 400_000
+MOST_BYTES_OF_NAMES = 160_000
 """Whole names are kept while they fit in this, in rank order: hostile ones have no end."""
-_LEAST_NAME = 300
+MOST_BYTES_OF_CARDS = 1_040_000
+"""Kernels are drawn, in rank order, until their cards take this much; those behind get their figures alone."""
+_LEAST_BYTES = 200
+_NAME_BYTES = SHOWN_NAME * 3 // 2
 _HOTTEST = 10
-_OPEN = 1
-_MOST_OVERLAID = 120
+_OPEN = 3
 _MOST_PARTS = 64
 
 Column = tuple[str, str]
@@ -35,8 +38,8 @@ def _bar(place: int, kernel: KernelStats) -> Markup:
     width = 100 * min(max(kernel.share, 0.0), 1.0)
     bar = tag(
         "svg",
-        tag("rect", class_="track", width=100, height=6, rx=1),
-        tag("rect", class_="fill", width=width, height=6, rx=1),
+        tag("rect", class_="track", width=100, height=6),
+        tag("rect", class_="fill", width=width, height=6),
         viewBox="0 0 100 6",
         preserveAspectRatio="none",
         aria_hidden="true",
@@ -71,7 +74,7 @@ def launch_words(launch: Launch | None) -> str:
             said.append(f"{amounts.count(value)} {unit}")
     for value, unit in ((launch.lds_bytes, "LDS"), (launch.scratch_bytes, "scratch")):
         if value:
-            said.append(f"{amounts.size(value)} {unit}")
+            said.append(f"{amounts.binary(value)} {unit}")
     return " · ".join(said)
 
 
@@ -83,11 +86,9 @@ def _shape(shape: tuple[int, int, int]) -> str:
 
 
 def _name(name: str) -> Markup:
-    """Show a name as code, at most `SHOWN_NAME` characters of it; more of it is in the title."""
-    shown = visible(name)
-    if len(shown) <= SHOWN_NAME:
-        return tag("code", shown or "(no name)")
-    return tag("code", shortened(shown, SHOWN_NAME), title=shortened(shown, _LEAST_NAME))
+    """Show a name as code, at most `SHOWN_NAME` characters of it; the whole name is on its kernel's card."""
+    shown = brief(name, SHOWN_NAME) or "(no name)"
+    return tag("code", raw(fitted(shown, _NAME_BYTES)))
 
 
 def all_kernels(ranking: Ranking, curves: Mapping[str, charts.Curves]) -> Markup:
@@ -129,7 +130,7 @@ def _rest(ranking: Ranking, columns: int) -> list[Markup]:
 
 def figure_cell(shown: str, value: float | None) -> Markup:
     """Return a table's cell with a number, and the number that it is sorted by."""
-    return tag("td", shown, class_="n", data_v=f"{value:.12g}" if value is not None else None)
+    return tag("td", shown, class_="n", data_v=f"{value:.7g}" if value is not None and isfinite(value) else None)
 
 
 def table(caption: str, head: Sequence[Column], rows: Sequence[Markup], *, id_: str | None = None) -> Markup:
@@ -172,23 +173,28 @@ def details(
 ) -> Markup:
     """Write a card for each kernel: whole name, launch, figures, distribution, drift, counters."""
     left = MOST_BYTES_OF_NAMES
-    cards = []
+    cards: list[Markup] = []
+    taken = 0
     for place, kernel in enumerate(ranking.kernels):
-        name = visible(kernel.name)
-        whole = escaped(name, min(max(left, _LEAST_NAME), len(name)))
-        left -= len(whole)
-        many = len(curves.get(kernel.name, ())) > 1 and place >= _MOST_OVERLAID
-        shown = () if many else curves.get(kernel.name, ())
-        cards.append(_card(place, kernel, raw(whole), shown, drifts.get(kernel.name, ())))
-    return section("details", "Kernel by kernel", *cards)
+        room = max(left, _LEAST_BYTES)
+        whole = fitted(brief(kernel.name, room), room)
+        left -= len(whole.encode())
+        is_drawn = taken < MOST_BYTES_OF_CARDS
+        shown, course = (curves.get(kernel.name, ()), drifts.get(kernel.name, ())) if is_drawn else ((), ())
+        cards.append(_card(place, kernel, raw(whole), shown, course))
+        taken += len(cards[-1])
+    said = (
+        "First picture: how long the dispatches took, to the 99th percentile or so. Second: their medians over the "
+        "run, in the order of launch."
+    )
+    return section("details", "Kernel by kernel", tag("p", said, class_="quiet"), *cards)
 
 
 def _card(
     place: int, kernel: KernelStats, whole: Markup, curves: charts.Curves, drift: Sequence[tuple[int, float]]
 ) -> Markup:
-    short = shortened(visible(kernel.name), 60)
-    spread = charts.distribution(short, kernel, curves)
-    course = charts.drift(short, kernel, drift)
+    spread = charts.distribution(place + 1, kernel, curves)
+    course = charts.drift(place + 1, drift)
     summary = tag(
         "summary", tag("span", f"{place + 1}", class_="rank"), _name(kernel.name), tag("b", amounts.share(kernel.share))
     )
@@ -198,11 +204,14 @@ def _card(
         _captioned(course, _drift_words(drift)) if course else None,
         class_="pair",
     )
-    told = tag("p", tag("code", whole, class_="whole"), class_="name")
+    is_shown = whole == fitted(brief(kernel.name, SHOWN_NAME), _NAME_BYTES) and len(whole) <= SHOWN_NAME
+    told = None if is_shown else tag("p", tag("code", whole, class_="whole"), class_="name")
+    launch = launch_words(kernel.launch)
     return tag(
         "details",
         summary,
         told,
+        tag("p", launch, class_="quiet") if launch else None,
         _figures(kernel),
         pictures if spread or course else None,
         id=f"k{place}",
@@ -210,23 +219,23 @@ def _card(
     )
 
 
-def _captioned(picture: Markup, said: str) -> Markup:
-    return tag("figure", picture, tag("figcaption", said))
+def _captioned(picture: Markup, said: str | None) -> Markup:
+    return tag("figure", picture, tag("figcaption", said) if said else None)
 
 
-def _spread_words(curves: charts.Curves) -> str:
+def _spread_words(curves: charts.Curves) -> str | None:
     if len(curves) == 1:
-        return "How long its dispatches took, up to the 98th percentile"
+        return None
     return f"Share of dispatches done by then, on {len(curves)} droplets: " + ", ".join(
-        shortened(visible(host), 24) for host, _ in curves[:8]
+        brief(host, 24) for host, _ in curves[:8]
     )
 
 
-def _drift_words(drift: Sequence[tuple[int, float]]) -> str:
+def _drift_words(drift: Sequence[tuple[int, float]]) -> str | None:
     ratio = shapes.trend(drift)
     if ratio is None:
-        return "Median over the run, in the order of launch"
-    return f"Median over the run: last quarter {amounts.change(ratio)} against the first"
+        return None
+    return f"Last quarter {amounts.change(ratio)} against the first"
 
 
 def _figures(kernel: KernelStats) -> Markup:
@@ -240,7 +249,6 @@ def _figures(kernel: KernelStats) -> Markup:
         ("p50", amounts.time(kernel.p50_ns)),
         ("p99", amounts.time(kernel.p99_ns)),
         ("maximum", amounts.time(kernel.max_ns)),
-        ("launch", launch_words(kernel.launch)),
         *((name, amounts.plain(value)) for name, value in sorted(kernel.counters.items())[:40]),
     ]
     told = [(name, said) for name, said in pairs if said not in ("", amounts.NOTHING)]
@@ -315,5 +323,5 @@ def parts(found: Sequence[Part]) -> Markup | None:
 def _hottest_of(part: Part) -> list[Inside]:
     said: list[Inside] = []
     for name, _, total_ns in part.kernels[:3]:
-        said += [tag("code", shortened(visible(name), 48)), f" {amounts.time(total_ns)}", tag("br")]
+        said += [tag("code", brief(name, 48)), f" {amounts.time(total_ns)}", tag("br")]
     return said[:-1]

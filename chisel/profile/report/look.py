@@ -48,14 +48,14 @@ section { margin: 20px 0; padding: 18px 20px; background: var(--card); border: 1
 .bars { list-style: none; margin: 0; padding: 0; display: grid; gap: 12px; }
 .bars .head { display: flex; gap: 16px; justify-content: space-between; align-items: baseline; }
 .bars b { color: var(--hot); white-space: nowrap; }
-.bars svg { display: block; width: 100%; height: 9px; margin: 3px 0; }
+.bars svg { display: block; width: 100%; height: 9px; margin: 3px 0; border-radius: 4px; overflow: hidden; }
 .bars .track { fill: var(--soft); } .bars .fill { fill: var(--hot); }
 .bars small { color: var(--quiet); }
 .launch { display: block; }
 .wide { overflow-x: auto; margin: 0 -4px; padding: 0 4px; }
 table { border-collapse: collapse; width: 100%; }
 caption { text-align: left; position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-th, td { padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th, td { padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { color: var(--quiet); font-weight: 600; font-size: .85rem; white-space: nowrap; }
 tbody th { font-weight: 400; min-width: 15em; }
 .n { text-align: right; white-space: nowrap; }
@@ -80,11 +80,13 @@ summary code { flex: 1; } summary b { color: var(--hot); white-space: nowrap; }
 figure { margin: 8px 0 14px; } figcaption { color: var(--quiet); font-size: .85rem; }
 svg { max-width: 100%; }
 svg text { fill: var(--quiet); font-size: 11px; font-family: inherit; }
+text.e { text-anchor: end; } text.m { text-anchor: middle; }
 svg .strong { fill: var(--ink); font-weight: 600; }
 .chart { width: 100%; max-height: 260px; }
-.strip { width: 100%; max-width: 960px; display: block; }
+.strip { width: 100%; display: block; }
+.strips { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 4px 28px; }
 .rows { width: 100%; min-width: 620px; max-width: 1000px; display: block; }
-.rows text { font-size: 12px; }
+.rows text { font-size: 12px; } svg .row { fill: var(--ink); }
 .area { fill: var(--area); }
 .axis, .grid, .mark, .curve, .bound, .interval { fill: none; stroke: var(--line); }
 .axis { stroke: var(--quiet); } .mark { stroke: var(--ink); stroke-dasharray: 3 3; }

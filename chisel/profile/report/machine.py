@@ -8,17 +8,19 @@ from datetime import datetime
 
 from chisel.figures import Comparison, KernelVerdict, ProfileResult, Ranking, Sample, Spread, Telemetry
 from chisel.profile.report import amounts, intervals, strips
-from chisel.profile.report.escape import shortened, visible
+from chisel.profile.report.escape import brief
 from chisel.profile.report.kernels import figure_cell, section, table
 from chisel.profile.report.markup import Inside, Markup, tag
 
-MOST_POINTS = 20_000
+MOST_POINTS = 12_000
 """So many points of telemetry are drawn in all, shared out among the curves."""
 _CURVES = 4
 _LEAST_POINTS, _MOST_POINTS = 24, 400
 _MOST_ROWS = 200
+_MOST_SPREADS = 100
 _MOST_NOTES = 100
 _AT_THE_CAP = 0.98
+_BEYOND_ALL = 1e9
 
 
 def where(result: ProfileResult) -> str:
@@ -27,7 +29,7 @@ def where(result: ProfileResult) -> str:
 
 
 def banners(results: Sequence[ProfileResult], merged: Ranking) -> Markup | None:
-    """Say what a reader must not miss: made-up figures, a part only, a command that failed."""
+    """Say what a reader must not miss: figures that are made up, and a part that is not the whole."""
     said: list[Markup] = []
     stand_ins = _distinct(one for one in (merged.stand_in, *(result.ranking.stand_in for result in results)) if one)
     if stand_ins:
@@ -37,16 +39,22 @@ def banners(results: Sequence[ProfileResult], merged: Ranking) -> Markup | None:
     if partial:
         what = "Partial: the command was interrupted. What ran before that is in here, and nothing after it."
         said.append(_banner("partial", what, _hosts(partial, results)))
+    return tag("div", *said, class_="banners") if said else None
+
+
+def failures(results: Sequence[ProfileResult]) -> Markup | None:
+    """Say which droplets have no profile, or a command that failed."""
+    said: list[Markup] = []
     for result in results[:_MOST_ROWS]:
         if result.error:
             said.append(_banner("failed", f"{where(result)}: no complete profile.", result.error))
         elif result.status and not result.is_partial:
             said.append(_banner("failed", f"The command ended with status {result.status} on {where(result)}.", ""))
-    return tag("div", *said, class_="banners") if said else None
+    return tag("div", *said) if said else None
 
 
 def _banner(kind: str, what: str, more: str) -> Markup:
-    return tag("p", tag("strong", what), f" {more}" if more else None, class_=f"banner {kind}", role="alert")
+    return tag("p", tag("strong", what), f" {more}" if more else None, class_=f"banner {kind}", role="note")
 
 
 def _hosts(names: Sequence[str], results: Sequence[ProfileResult]) -> str:
@@ -79,23 +87,26 @@ def head(results: Sequence[ProfileResult], merged: Ranking, title: str, created_
     return tag(
         "header",
         tag("p", "chisel profile", class_="brand"),
-        tag("h1", shortened(visible(title), 400)),
+        tag("h1", brief(title, 400)),
         tag("p", said, class_="quiet"),
         tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in tiles), class_="tiles"),
     )
 
 
 def _clock_tiles(results: Sequence[ProfileResult]) -> list[tuple[str, str]]:
-    clocks = [one.sclk_mhz for result in results for one in result.telemetry.samples if _is_busy(one)]
-    known = [value for value in clocks if value is not None and math.isfinite(value)]
-    powers = [one.power_w for result in results for one in result.telemetry.samples]
-    watts = [value for value in powers if value is not None and math.isfinite(value)]
+    known = _sane(one.sclk_mhz for result in results for one in result.telemetry.samples if _is_busy(one))
+    watts = _sane(one.power_w for result in results for one in result.telemetry.samples)
     tiles = []
     if known:
         tiles.append(("mean clock, busy", amounts.plain(round(sum(known) / len(known)), "MHz")))
     if watts:
         tiles.append(("peak power", amounts.plain(round(max(watts)), "W")))
     return tiles
+
+
+def _sane(values: Iterable[float | None]) -> list[float]:
+    """Return the values that can have been measured."""
+    return [value for value in values if value is not None and math.isfinite(value) and abs(value) < _BEYOND_ALL]
 
 
 def _is_busy(sample: Sample) -> bool:
@@ -114,9 +125,7 @@ def environment(results: Sequence[ProfileResult]) -> Markup | None:
         return None
     alike = all(len({facts.get(label, "") for _, facts in told}) == 1 for label in labels)
     columns = told[:1] if alike else told[:16]
-    heads = [("Fact", "t")] + [
-        ("Value", "t") if alike else (shortened(visible(where(result)), 40), "t") for result, _ in columns
-    ]
+    heads = [("Fact", "t")] + [("Value", "t") if alike else (brief(where(result), 40), "t") for result, _ in columns]
     rows = []
     for label in labels:
         differs = len({facts.get(label, "") for _, facts in told}) > 1
@@ -140,7 +149,7 @@ def telemetry(results: Sequence[ProfileResult]) -> Markup | None:
     most = min(max(MOST_POINTS // (_CURVES * len(gpus)), _LEAST_POINTS), _MOST_POINTS)
     drawn: list[Inside] = []
     for result, gpu in gpus[:_MOST_ROWS]:
-        picture = strips.telemetry(shortened(visible(where(result)), 40), gpu, result.telemetry, most)
+        picture = strips.telemetry(brief(where(result), 40), gpu, result.telemetry, most)
         if picture is not None:
             words = _clock_words(result.telemetry, gpu)
             name = f"{where(result)}, GPU {gpu}" + (f": {words}" if words else "")
@@ -151,14 +160,14 @@ def telemetry(results: Sequence[ProfileResult]) -> Markup | None:
     sources = _distinct(result.telemetry.source for result in results if result.telemetry.source)
     said = tag("p", f"Sampled during the run by {', '.join(sources)}.", class_="quiet") if sources else None
     listed = tag("ul", *notes[:_MOST_NOTES]) if notes else None
-    return section("telemetry", "Clock, power, temperature", said, *drawn, listed)
+    return section("telemetry", "Clock, power, temperature", said, tag("div", *drawn, class_="strips"), listed)
 
 
 def _clock_words(told: Telemetry, gpu: int) -> str:
     """Say where the clock stood and how long the GPU was at its power cap."""
     samples = [one for one in told.samples if one.gpu == gpu]
-    clocks = [one.sclk_mhz for one in samples if _is_busy(one) and one.sclk_mhz is not None]
-    powers = [one.power_w for one in samples if one.power_w is not None]
+    clocks = _sane(one.sclk_mhz for one in samples if _is_busy(one))
+    powers = _sane(one.power_w for one in samples)
     said, top, cap = [], told.sclk_max_mhz.get(gpu), told.power_cap_w.get(gpu)
     if clocks:
         of = f" of {amounts.plain(top)}" if top else ""
@@ -173,7 +182,7 @@ def pool(spreads: Sequence[Spread]) -> Markup | None:
     """Write how the droplets of a pool differ, kernel by kernel; None with nothing to compare."""
     if not spreads:
         return None
-    rows = [_spread_row(one) for one in spreads[:_MOST_ROWS]]
+    rows = [_spread_row(one) for one in spreads[:_MOST_SPREADS]]
     head_ = [("Kernel", "t"), ("Spread", "n"), ("Fastest", "t"), ("Slowest", "t"), ("Outlier", "t"), ("Cause", "t")]
     return section(
         "pool",
@@ -190,11 +199,11 @@ def _rows(picture: Markup | None) -> Markup | None:
 
 def _spread_row(one: Spread) -> Markup:
     ordered = sorted(one.p50_ns.items(), key=lambda found: found[1])
-    ends = [f"{shortened(visible(host), 40)} {amounts.time(value)}" for host, value in (ordered[:1] + ordered[-1:])]
+    ends = [f"{brief(host, 40)} {amounts.time(value)}" for host, value in (ordered[:1] + ordered[-1:])]
     fastest, slowest = ends if len(ends) == 2 else (amounts.NOTHING, amounts.NOTHING)
     return tag(
         "tr",
-        tag("th", tag("code", shortened(visible(one.name), 80)), scope="row"),
+        tag("th", tag("code", brief(one.name, 80)), scope="row"),
         figure_cell(amounts.share(one.spread), one.spread),
         tag("td", fastest),
         tag("td", slowest),
@@ -215,7 +224,7 @@ def verdicts(comparison: Comparison | None) -> Markup | None:
         "nothing can be told with so many sessions."
     )
     head_ = [("Kernel", "t"), ("Verdict", "t"), ("Change", "n"), ("Interval", "n"), ("Smallest change to be seen", "n")]
-    head_ += [(f"p50 {shortened(visible(side), 24)}", "n") for side in (comparison.label_a, comparison.label_b)]
+    head_ += [(f"p50 {brief(side, 24)}", "n") for side in (comparison.label_a, comparison.label_b)]
     return section(
         "comparison",
         "Faster or slower",
@@ -235,7 +244,7 @@ def _verdict_row(one: KernelVerdict) -> Markup:
         between = f"{amounts.change(one.low)} to {amounts.change(one.high)}"
     return tag(
         "tr",
-        tag("th", tag("code", shortened(visible(one.name), 80)), scope="row"),
+        tag("th", tag("code", brief(one.name, 80)), scope="row"),
         tag("td", tag("span", word, class_=f"verdict {kind}")),
         figure_cell(amounts.change(one.ratio), one.ratio),
         tag("td", between, class_="n"),

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from chisel.figures import Comparison, ProfileResult, Ranking, Spread
 from chisel.profile.report import kernels, machine
-from chisel.profile.report.escape import shortened, visible
+from chisel.profile.report.escape import brief
 from chisel.profile.report.look import SCRIPT, STYLE
 from chisel.profile.report.markup import Inside, Markup, join, raw, tag
 
@@ -49,6 +49,7 @@ def report_html(
     body = tag(
         "body",
         machine.banners(results, merged),
+        machine.failures(results),
         machine.head(results, merged, title, created_at),
         tag("main", *parts),
         tag(
@@ -72,7 +73,7 @@ def _head(title: str) -> Markup:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="referrer", content="no-referrer"),
-        tag("title", shortened(visible(title), _LONGEST_TITLE)),
+        tag("title", brief(title, _LONGEST_TITLE)),
         tag("style", raw(STYLE)),
     ]
     return tag("head", join(*inside))

@@ -12,7 +12,7 @@ from chisel.profile.report.charts import axis, figure, line
 from chisel.profile.report.markup import Markup, join, number, tag
 from chisel.profile.report.shapes import Scale
 
-_WIDTH, _LEFT, _RIGHT = 720.0, 66.0, 640.0
+_WIDTH, _LEFT, _RIGHT = 640.0, 92.0, 538.0
 _STRIP, _GAP = 58.0, 12.0
 
 Read = Callable[[Sample], float | None]
@@ -62,22 +62,29 @@ def _strip(
         return None
     values = [value for _, points in series for _, value in points]
     shown = [*values, bound] if bound is not None and math.isfinite(bound) else values
-    up = Scale(min(min(values) * 0.9, 0.0 if unit == "W" else min(values) * 0.9), max(shown) * 1.06, y + _STRIP, y)
+    up = Scale(min(_floor(unit, bound), min(values) * 0.95), max(shown) * 1.06, y + _STRIP, y)
     pieces = [tag("rect", class_="ground", x=_LEFT, y=y, width=_RIGHT - _LEFT, height=_STRIP)]
     pieces += [tag("text", name, x=4, y=y + 14, class_="strong"), tag("text", unit, x=4, y=y + 30)]
-    for value in (min(values), max(values)):
-        place = min(max(up.at(value) + 4, y + 10), y + _STRIP)
-        pieces.append(tag("text", amounts.plain(round(value)), x=_LEFT - 5, y=place, text_anchor="end"))
+    top = max(up.at(max(values)) + 4, y + 10)
+    for value, place in ((max(values), top), (min(values), min(max(up.at(min(values)) + 4, top + 13), y + _STRIP))):
+        pieces.append(tag("text", amounts.plain(round(value)), x=_LEFT - 5, y=place, class_="e"))
     if bound is not None and math.isfinite(bound):
         at = up.at(bound)
         pieces.append(tag("path", class_="bound", d=f"M{number(_LEFT)} {number(at)}H{number(_RIGHT)}"))
-        pieces.append(tag("text", f"{bound_name} {amounts.plain(bound)}", x=_RIGHT + 5, y=at + 4))
+        pieces.append(tag("text", f"{bound_name} {amounts.plain(bound)}", x=_RIGHT + 5, y=max(at + 4, y + 9)))
     for place, (label, points) in enumerate(series):
         drawn = [(across.at(at), up.at(value)) for at, value in shapes.thinned(points, most)]
         pieces.append(tag("path", tag("title", label), class_=f"curve c{place}", d=line(drawn)))
         if len(series) > 1:
             pieces.append(tag("text", label, x=_RIGHT + 5, y=y + 14 + 16 * place, class_=f"label c{place}"))
     return join(*pieces)
+
+
+def _floor(unit: str, bound: float | None) -> float:
+    """Return where a strip begins: alike for all GPUs, so that they can be compared with the eye."""
+    if unit == "W":
+        return 0.0
+    return bound / 2 if bound is not None and math.isfinite(bound) else 25.0
 
 
 def _is_told(value: float | None) -> TypeGuard[float]:

@@ -11,6 +11,9 @@ const NO_HANDLE_MS = 10000;
 
 // The server lives as long as this stream is open.
 const alive = new EventSource("alive");
+let misses = 0;
+alive.onopen = () => { misses = 0; };
+alive.onerror = () => { misses += 1; if (misses > 3) alive.close(); };
 const say = (text) => { element("state").textContent = text; };
 const tell = (what) => fetch("told/" + what).catch(() => undefined);
 

@@ -173,13 +173,13 @@ class _Server:
         self._changed.set()
 
     async def _connection(self, stream: SocketStream) -> None:
-        """Answer one request; a peer that leaves, or dawdles, is nobody's error."""
+        """Answer one request; a peer that leaves or dawdles ends it, as does a disk that fails."""
         async with stream:
             if self._open >= MOST_CONNECTIONS:
                 return
             self._open += 1
             try:
-                with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, TimeoutError):
+                with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError):
                     await self._answer(stream)
             finally:
                 self._open -= 1
@@ -259,14 +259,15 @@ async def _send_bytes(stream: SocketStream, data: bytes, headers: Mapping[str, s
 
 
 async def _send_file(stream: SocketStream, path: Path, headers: Mapping[str, str], *, wants_body: bool) -> None:
-    """Stream a file in chunks; one that vanished is a 404, one that got shorter ends the connection early."""
+    """Stream a file in chunks; one that cannot be opened is a 404, one that got shorter ends the connection early."""
     try:
-        async with await anyio.open_file(path, "rb") as file:
-            left = await file.seek(0, 2)
-            await file.seek(0)
-            await _send(stream, answer_head(HTTPStatus.OK, {**headers, "Content-Length": str(left)}))
-            while wants_body and left > 0 and (chunk := await file.read(min(left, _CHUNK_BYTES))):
-                await _send(stream, chunk)
-                left -= len(chunk)
-    except FileNotFoundError:
+        file = await anyio.open_file(path, "rb")
+    except OSError:
         raise Refused(HTTPStatus.NOT_FOUND) from None
+    async with file:
+        left = await file.seek(0, 2)
+        await file.seek(0)
+        await _send(stream, answer_head(HTTPStatus.OK, {**headers, "Content-Length": str(left)}))
+        while wants_body and left > 0 and (chunk := await file.read(min(left, _CHUNK_BYTES))):
+            await _send(stream, chunk)
+            left -= len(chunk)
