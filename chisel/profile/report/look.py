@@ -111,7 +111,8 @@ text.label { stroke: none; } text.c0 { fill: var(--hot); } text.c1 { fill: var(-
   section { padding: 12px; border-radius: 8px; }
   .tiles { grid-template-columns: 1fr 1fr; gap: 8px; } .tiles dd { font-size: 1.1rem; }
   tbody th { min-width: 11em; }
-  .banner { padding: 8px 12px; }
+  .banner { padding: 6px 12px; font-size: .9rem; }
+  .figures { grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); }
 }
 @media print {
   :root { --ground: #fff; --card: #fff; --ink: #000; --quiet: #444; --line: #bbb; --soft: #eee; }
