@@ -1,14 +1,41 @@
-"""Write spans as a Perfetto trace, by hand: the dozen fields of its protobuf that a slice needs.
+"""Make spans of a run, and write them as a Perfetto trace by hand: the dozen fields of its protobuf that a slice needs.
 
 Field numbers are those of perfetto.protos (trace_packet.proto, track_event.proto, track_descriptor.proto), v52.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from chisel.node.chrometrace import Span
+
+UPTIME_NS = 8_819_330_200_067_564  # a machine's clock after 102 days: where doubles have lost the single nanosecond
+DISPATCHES, CALLS = 300, 40
+HOT_NS = 123_457
+
+
+def spans(dispatches: int = DISPATCHES, calls: int = CALLS, *, hot_at: int | None = None) -> tuple[list[Span], Span]:
+    """Return kernels and calls, and the kernel that took far longest (by default, in the middle)."""
+    chance = random.Random(dispatches)
+    hot_at = dispatches // 2 if hot_at is None else hot_at
+    now, made = UPTIME_NS, []
+    for number in range(dispatches):
+        took = HOT_NS if number == hot_at else chance.randrange(1000, 9000)
+        name = "void gemm<float, 128>(float const*)" if number == hot_at or number % 3 else "reduce_kernel"
+        made.append(("GPU 0", "queue 1", name, now, now + took))
+        now += took + chance.randrange(100, 900)
+    host = [
+        ("process 7", "thread 8", "hipLaunchKernel", UPTIME_NS + i * 900, UPTIME_NS + i * 900 + 400)
+        for i in range(calls)
+    ]
+    return made + host, made[hot_at]
+
+
+def window_of(span: Span) -> tuple[int, int]:
+    return span[3], span[4]
+
 
 SLICE_BEGIN, SLICE_END = 1, 2
 SEQUENCE = 7
