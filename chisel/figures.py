@@ -91,7 +91,8 @@ class Ranking:
 
     `source` names the kind of file that was ranked, `files` how many of the kind, `dispatches` how many launches of
     real kernels. `parts` is filled where there are several processes or GPUs. `rest` counts kernels (and their time)
-    that rank behind those listed. `notes` say what was wrong with which file.
+    that rank behind those listed. `notes` say what was wrong with which file, `unfinished` names files that a killed
+    profiler left behind, `filtered` counts the dispatches that were left out because they were not asked for.
     """
 
     kernels: tuple[KernelStats, ...] = ()
@@ -105,6 +106,8 @@ class Ranking:
     rest_ns: int = 0
     notes: tuple[str, ...] = ()
     stand_in: str | None = None
+    filtered: int = 0
+    unfinished: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

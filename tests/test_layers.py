@@ -40,7 +40,7 @@ HOMES = {
     "orjson": {"state", "render.jsonl", "profile"},
     "pathspec": {"sync"},
 }
-NODE_ABOVE = {"frames", "aggregate", "registry", "rocpd", "rocprofcsv", "names", "tree"}
+NODE_ABOVE = {"frames", "registry", "tree", "chrometrace", "formats", "names", "ranking", "spans", "table", "tally"}
 
 
 def modules() -> list[tuple[str, ast.Module]]:

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chisel.errors import ConfigError, UsageError
-from chisel.figures import KernelStats, Ranking
+from chisel.figures import Copies, KernelStats, Launch, Part, Ranking
 from chisel.profile.archive import check_out, default_out, put_in_place, staging_for, write_table
 from chisel.profile.drivers import Driver, check_traces, choose_driver, command_line
-from chisel.profile.rank import decode_ranking, diagnosis
+from chisel.profile.rank import Facts, decode_ranking, diagnosis
 
 KERNEL = KernelStats("void k<a, b>()", 2, 30, 15.0, 15.0, 19.9, 10, 20, 1.0)
 
@@ -121,10 +121,39 @@ def said(**changes: Any) -> bytes:
     return zlib.compress(json.dumps({**whole, **changes}).encode())
 
 
+def changed(**changes: Any) -> bytes:
+    """Return an answer whose kernel differs in these fields."""
+    kernel = {"name": "k", "calls": 2, "total_ns": 30, "mean_ns": 15.0, "p50_ns": 15, "p99_ns": None}
+    return said(kernels=[{**kernel, **changes}])
+
+
 def test_shares_add_up_to_one() -> None:
     ranking = decode_ranking(said())
     assert [kernel.share for kernel in ranking.kernels] == [0.75, 0.25]
     assert ranking.kernels[0].p99_ns is None
+    assert decode_ranking(said(rest=1, rest_ns=40)).kernels[0].share == 30 / 80
+
+
+def test_everything_a_droplet_tells_arrives() -> None:
+    parts = [{"kind": "gpu", "name": "GPU 0", "calls": 2, "total_ns": 30, "kernels": [[0, 2, 30], ["far", 1, 1]]}]
+    data = said(
+        kernels=[{
+            "name": "k", "calls": 2, "total_ns": 30, "mean_ns": 15.0, "p50_ns": 15, "p99_ns": 16, "std_ns": 1.5,
+            "quantiles": list(range(65)), "drift": [[2, 15]], "counters": {"SQ_WAVES": 4},
+            "launch": {"grid": [4, 5, 6], "workgroup": [64, 1, 1], "grids": 2, "vgprs": 32, "lds_bytes": 512},
+        }],
+        parts=parts, copies=[{"name": "host to device", "calls": 1, "total_ns": 9, "bytes": None}],
+        filtered=3, unfinished=["x-journal"], dispatches=2,
+    )  # fmt: skip
+    ranking = decode_ranking(data)
+    (kernel,) = ranking.kernels
+    assert (kernel.std_ns, kernel.quantiles[64], kernel.drift, dict(kernel.counters)) == (
+        1.5, 64.0, ((2, 15.0),), {"SQ_WAVES": 4.0},
+    )  # fmt: skip
+    assert kernel.launch == Launch(workgroup=(64, 1, 1), grid=(4, 5, 6), grids=2, vgprs=32, lds_bytes=512)
+    assert ranking.parts == (Part("gpu", "GPU 0", 2, 30, (("k", 2, 30), ("far", 1, 1))),)
+    assert ranking.copies == (Copies("host to device", 1, 9, None),)
+    assert (ranking.filtered, ranking.unfinished, ranking.dispatches) == (3, ("x-journal",), 2)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +163,14 @@ def test_shares_add_up_to_one() -> None:
         said(kernels=None), said(kernels=[7]), said(kernels=[{"name": "k"}]), said(files=-1), said(files=True),
         said(kernels=[{"name": 7, "calls": 1, "total_ns": 1}]),
         said(pseudo=[{"name": "k", "calls": 1, "total_ns": 1, "mean_ns": "x"}]),
+        changed(quantiles=[1, 2]), changed(quantiles=[*range(64), 1]), changed(quantiles="x" * 65),
+        changed(drift=[[1]]), changed(drift=[[1, 2]] * 49), changed(drift=[["x", 1]]),
+        changed(launch={"grid": [1, 2]}), changed(launch={"vgprs": 1.5}), changed(counters=["x"]),
+        changed(counters={"A": "x"}), changed(std_ns=True), changed(total_ns=1 << 70), changed(name="x" * 70_000),
+        said(parts=[{"kind": "moon", "name": "x", "calls": 1, "total_ns": 1, "kernels": []}]),
+        said(parts=[{"kind": "gpu", "name": "x", "calls": 1, "total_ns": 1, "kernels": [[7, 1, 1]]}]),
+        said(copies=[{"name": "x", "calls": 1, "total_ns": 1, "bytes": -1}]), said(rest_ns=-1), said(unfinished="x"),
+        said().replace(b"x", b"y")[:10],
     ],
 )  # fmt: skip
 def test_nonsense_is_refused(nonsense: bytes) -> None:
@@ -148,6 +185,26 @@ def test_no_kernels_is_explained() -> None:
     assert "not found" in str(diagnosis(Ranking(), 127))
     assert "wrote nothing" in str(diagnosis(Ranking(), 0))
     assert str(diagnosis(Ranking(files=1, notes=("`x` is empty",)), 0)).endswith("`x` is empty")
+    assert "killed while it wrote: `a-journal`" in str(diagnosis(Ranking(unfinished=("a-journal",)), 137))
+    assert "SIGSEGV" in str(diagnosis(Ranking(files=1), 139))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("sudo ./app", "`sudo` in the command clears the environment"),
+        ("make; FOO=1 env -i ./app", "`env -i` in the command clears"),
+        ("docker run --rm image ./app", "`docker run` in the command starts the program where the profiler does not"),
+        ("cd x && ssh host ./app", "`ssh` in the command starts"),
+        ("su - me -c ./app", "`su` in the command clears"),
+        ("sudo -u me -E ./app", None),
+        ("env A=1 ./app", None),
+        ("./sudo; echo ssh x", None),
+    ],
+)
+def test_a_wrapper_that_hides_the_program_is_named(line: str, said: str | None) -> None:
+    found = str(diagnosis(Ranking(files=1), 0, Facts(line=line)))
+    assert (said in found) if said else "files hold none" in found
 
 
 # -- where the files go
