@@ -1,4 +1,4 @@
-"""Read one large file in two processes: the second half is read by a fork, which sends what it found.
+"""Do large work in two processes: a fork reads the second half of a file, or does every other kernel's figures.
 
 Forking is safe only where there is one thread: the droplet's role and the laptop's worker process are so.
 Standard library only, Python 3.10.
@@ -6,18 +6,41 @@ Standard library only, Python 3.10.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, TypeVar
 
-from .statistics import Series
 from .tally import FormatError, Kernel, Tally
+
+Answer = TypeVar("Answer")
 
 SMALLEST = 16 << 20
 """A file below this many bytes is read by one process: a fork costs about 10 ms."""
 
+_PIPE_BYTES = 1 << 20
+
 Part = Callable[[int, Tally], None]
+
+
+def can_fork() -> bool:
+    """Say whether a second process can be had."""
+    return hasattr(os, "fork") and sys.platform != "win32"
+
+
+def both(part: Callable[[int], Answer]) -> tuple[Answer, Answer]:
+    """Return `part(0)`, done here, and `part(1)`, done in a fork where there is one.
+
+    `part` must leave everything usable when it is called twice in one process only if there is no fork.
+    """
+    if not can_fork():
+        return part(0), part(1)
+    with _fork(lambda out: _send(out, part(1))) as source:
+        first = part(0)
+        return first, _load(source)
 
 
 def read_halves(part: Part, tally: Tally) -> None:
@@ -25,63 +48,81 @@ def read_halves(part: Part, tally: Tally) -> None:
 
     The fork's dispatches come kernel by kernel, so that neither process holds them twice.
     """
-    if not hasattr(os, "fork") or sys.platform == "win32":
+    if not can_fork():
         part(0, tally)
         part(1, tally)
         return
+    with _fork(lambda out: _read_and_send(part, out)) as source:
+        part(0, tally)
+        _receive(source, tally)
+
+
+@contextmanager
+def _fork(serve: Callable[[BinaryIO], None]) -> Iterator[BinaryIO]:
+    """Run something in a fork that writes; give what it writes, and wait for its end."""
     reading, writing = os.pipe()
+    _widen(writing)
     child = os.fork()
     if child == 0:
-        os.close(reading)
-        _serve(part, writing)
+        status = 1
+        try:
+            os.close(reading)
+            with open(writing, "wb") as out:
+                serve(out)
+            status = 0
+        finally:
+            os._exit(status)  # whatever happens: nothing of the parent's is run twice
     os.close(writing)
+    source = open(reading, "rb")  # noqa: SIM115 - closed below, before the fork is waited for
     try:
-        part(0, tally)
-        with open(reading, "rb", closefd=False) as source:
-            _receive(source, tally)
+        yield source
     finally:
-        os.close(reading)  # a fork that still writes ends by it
+        source.close()  # a fork that still writes ends by it
         os.waitpid(child, 0)
 
 
-def _serve(part: Part, writing: int) -> None:
-    """Do the fork's part and end the process, whatever happens."""
-    status = 1
+def _widen(pipe: int) -> None:
+    """Let more of what is sent wait in the pipe, where the system can (Linux; Python 3.10 knows the number)."""
     try:
-        found = Tally()
-        failure: str | None = None
-        try:
-            part(1, found)
-        except (FormatError, OSError, ValueError) as error:
-            failure = str(error)
-        with open(writing, "wb") as out:
-            while found.series:
-                key, series = found.series.popitem()
-                _send(out, (key, series.starts.tobytes(), series.durations.tobytes()))
-            _send(out, (failure, found))
-        status = 0
-    finally:
-        os._exit(status)
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[attr-defined, unused-ignore]  # Linux only
+    except (OSError, AttributeError):
+        return
 
 
-def _send(out: object, value: object) -> None:
-    pickle.dump(value, out, protocol=pickle.HIGHEST_PROTOCOL)  # type: ignore[arg-type]  # a binary file
+def _read_and_send(part: Part, out: BinaryIO) -> None:
+    found = Tally()
+    failure: str | None = None
+    try:
+        part(1, found)
+    except (FormatError, OSError, ValueError) as error:
+        failure = str(error)
+    while found.series:
+        key, series = found.series.popitem()
+        _send(out, (*key, len(series)))
+        for column in (series.starts, series.durations):
+            out.write(memoryview(column))
+    _send(out, (failure, found))
 
 
-def _receive(source: object, tally: Tally) -> None:
-    while True:
-        try:
-            # Our own fork wrote it: nothing foreign is unpickled.
-            found = pickle.load(source)  # type: ignore[arg-type]
-        except (EOFError, pickle.UnpicklingError) as error:
-            raise OSError("the second reading process ended before it had answered") from error
-        if len(found) == 2:
-            failure, rest = found
-            tally.add(rest)
-            if failure is not None:
-                raise FormatError(failure)
-            return
-        (kernel, process, gpu), starts, durations = found
-        series: Series = tally.series_of(Kernel(*kernel), process, gpu)
-        series.starts.frombytes(starts)
-        series.durations.frombytes(durations)
+def _send(out: BinaryIO, value: object) -> None:
+    pickle.dump(value, out, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _load(source: BinaryIO) -> Any:
+    """Return what our own fork wrote: nothing foreign is unpickled."""
+    try:
+        return pickle.load(source)
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise OSError("the second process ended before it had answered") from error
+
+
+def _receive(source: BinaryIO, tally: Tally) -> None:
+    while len(found := _load(source)) == 4:
+        kernel, process, gpu, count = found
+        series = tally.series_of(Kernel(*kernel), process, gpu)
+        series.starts.fromfile(source, count)
+        series.durations.fromfile(source, count)
+    failure, rest = found
+    tally.add(rest)
+    if failure is not None:
+        raise FormatError(failure)

@@ -23,7 +23,7 @@ _MOST_FILES = 100_000
 
 Reader = Callable[[str, Tally, Loads], None]
 _SOURCES: tuple[tuple[Kind, str, Reader], ...] = (
-    ("rocpd", "rocpd", lambda path, tally, loads: rocpd.read(path, tally)),
+    ("rocpd", "rocpd", rocpd.read),
     ("json", "json", rocprofjson.read),
     ("trace", "trace", lambda path, tally, loads: rocprofcsv.read_trace(path, tally)),
     ("rpd", "rpd", lambda path, tally, loads: rpd.read(path, tally)),
@@ -92,7 +92,7 @@ def rank(place: str, wishes: Wishes | None = None, loads: Loads = json.loads) ->
     wanted = wishes or Wishes()
     wanted.pattern()
     files = Files(place)
-    source, count, tally = _best(files, loads)
+    source, count, tally = _best(files, loads, wanted)
     figures = make_table(tally, wanted)
     return {
         "source": source,
@@ -104,7 +104,7 @@ def rank(place: str, wishes: Wishes | None = None, loads: Loads = json.loads) ->
     }
 
 
-def _best(files: Files, loads: Loads) -> tuple[str | None, int, Tally]:
+def _best(files: Files, loads: Loads, wishes: Wishes) -> tuple[str | None, int, Tally]:
     """Read the best source; notes of those that held nothing are kept."""
     notes: list[str] = []
     candidates = 0
@@ -112,7 +112,7 @@ def _best(files: Files, loads: Loads) -> tuple[str | None, int, Tally]:
         passes = files.passes(kind)
         candidates += sum(map(len, passes.values()))
         for number, paths in passes.items():
-            tally = _read(paths, reader, loads)
+            tally = _read(paths, reader, loads, needs_exact_order=wishes.skip_warmup > 0)
             notes += tally.notes
             if tally.calls:
                 _complete(files, kind, reader, loads, tally, number)
@@ -129,8 +129,9 @@ def _best(files: Files, loads: Loads) -> tuple[str | None, int, Tally]:
     return None, candidates + files.broken, empty
 
 
-def _read(paths: list[str], reader: Reader, loads: Loads) -> Tally:
+def _read(paths: list[str], reader: Reader, loads: Loads, *, needs_exact_order: bool = False) -> Tally:
     tally = Tally()
+    tally.needs_exact_order = needs_exact_order
     for path in paths:
         try:
             reader(path, tally, loads)

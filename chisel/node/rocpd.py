@@ -8,15 +8,16 @@ Standard library only, Python 3.10.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from . import halves, sqlitefile
+from . import bulk, halves, sqlitefile
 from .sqlitefile import bin_rows, columns, quoted, text, whole
 from .statistics import Series
-from .tally import FormatError, Kernel, Shape, Tally, direction_name
+from .tally import FormatError, Kernel, Loads, Shape, Tally, direction_name
 
 DISPATCH = "rocpd_kernel_dispatch"
 _SYMBOL = "rocpd_info_kernel_symbol"
@@ -29,14 +30,15 @@ _SHAPE = (
     *("workgroup_size_x", "workgroup_size_y", "workgroup_size_z", "grid_size_x", "grid_size_y", "grid_size_z"),
     *("group_segment_size", "private_segment_size"),
 )
+_KEY = ("kernel_id", "agent_id", "pid", *_SHAPE)
 _LARGE = 200_000
 
 
-def read(path: str, tally: Tally) -> None:
+def read(path: str, tally: Tally, loads: Loads = json.loads) -> None:
     """Add everything of one database. Raises FormatError for what is no rocpd database, or is of another schema."""
     with sqlitefile.opened(path) as database:
         for suffix in suffixes(database, path):
-            session = _Session(database, suffix, path)
+            session = _Session(database, suffix, path, loads)
             session.read_dispatches(tally)
             session.read_copies(tally)
             session.read_counters(tally)
@@ -72,7 +74,8 @@ def _version(database: sqlite3.Connection) -> str:
 class _Session:
     """The tables of one GUID: one process, as rocprofv3 writes them."""
 
-    def __init__(self, database: sqlite3.Connection, suffix: str, path: str) -> None:
+    def __init__(self, database: sqlite3.Connection, suffix: str, path: str, loads: Loads = json.loads) -> None:
+        self._loads = loads
         self._database = database
         self._suffix = suffix
         self._path = path
@@ -138,6 +141,7 @@ class _Session:
             return
         low, high = bounds
         middle = (low + high + 1) // 2
+        is_dense = bulk.is_dense(self._path, low, high)
         if high - low < _LARGE:
             self._read_range(self._database, low, high, tally)
             return
@@ -145,14 +149,27 @@ class _Session:
         def half(index: int, into: Tally) -> None:
             # A connection must not be carried through a fork: each half opens its own.
             with sqlitefile.opened(self._path) as database:
-                self._read_range(database, *((low, middle - 1) if index == 0 else (middle, high)), into)
+                bounds = (low, middle - 1) if index == 0 else (middle, high)
+                if tally.needs_exact_order or not is_dense:
+                    self._read_range(database, *bounds, into)
+                else:
+                    self._read_bulk(database, *bounds, into)
 
         halves.read_halves(half, tally)
 
+    def _read_bulk(self, database: sqlite3.Connection, low: int, high: int, tally: Tally) -> None:
+        def put(key: tuple[Any, ...], series: Series) -> None:
+            tally.series_of(self.kernel(key[0]), self.process(key[2]), self.gpu(key[1])).extend(series)
+
+        def count(key: tuple[Any, ...], calls: int) -> None:
+            tally.add_launches(self.kernel(key[0]), self._shape(key), calls)
+
+        names = [name if name in self._has else "NULL" for name in _KEY]
+        bulk.Bulk(self._dispatch, names, put, count).read(database, low, high, self._loads)
+
     def _read_range(self, database: sqlite3.Connection, low: int, high: int, tally: Tally) -> None:
         """Add the dispatches of some rows: one bin for each kernel, GPU, process and launch."""
-        names = ("kernel_id", "agent_id", "pid", *_SHAPE)
-        chosen = ", ".join(name if name in self._has else "NULL" for name in names)
+        chosen = ", ".join(name if name in self._has else "NULL" for name in _KEY)
         query = f'SELECT start, "end" - start, {chosen} FROM {self._dispatch} WHERE rowid BETWEEN ? AND ?'
         bin_rows(database.execute(query, (low, high)), lambda key, series: self._put(key, series, tally))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from operator import le
 from typing import Any
@@ -23,14 +23,24 @@ _PIECE = 1 << 16
 class Series:
     """Dispatches as two columns: when each started and how long it took, in ns; in any order."""
 
-    __slots__ = ("durations", "starts")
+    __slots__ = ("_total", "durations", "starts")
 
     def __init__(self, starts: array[int] | None = None, durations: array[int] | None = None) -> None:
         self.starts: array[int] = array("q") if starts is None else starts
         self.durations: array[int] = array("q") if durations is None else durations
+        self._total: tuple[int, int] = (0, 0)
 
     def __len__(self) -> int:
         return len(self.durations)
+
+    @property
+    def total_ns(self) -> int:
+        """Return the sum of all durations."""
+        count, total = self._total
+        if count != len(self.durations):
+            total = sum(self.durations)
+            self._total = (len(self.durations), total)
+        return total
 
     def extend(self, other: Series) -> None:
         """Take in another's dispatches."""
@@ -41,11 +51,11 @@ class Series:
 class Ordered:
     """Whole numbers in sorted pieces; `at` finds the n-th of all."""
 
-    def __init__(self, values: Sequence[int]) -> None:
-        self.count = len(values)
+    def __init__(self, parts: Iterable[Sequence[int]]) -> None:
         self._pieces = [
-            array("q", sorted(values[start : start + _PIECE])) for start in range(0, self.count, _PIECE)
-        ]  # fmt: skip
+            array("q", sorted(part[start : start + _PIECE])) for part in parts for start in range(0, len(part), _PIECE)
+        ]
+        self.count = sum(map(len, self._pieces))
 
     def at(self, index: int) -> int:
         """Return the value with `index` smaller or equal ones before it."""
@@ -75,13 +85,13 @@ class Ordered:
         if self.count < 2:
             return None
         parts = [math.dist(piece, [mean] * len(piece)) for piece in self._pieces]
-        return math.hypot(*parts) / math.sqrt(self.count - 1)
+        return round(math.hypot(*parts) / math.sqrt(self.count - 1), 3)  # the rest depends on how it was cut
 
 
-def figures_of(durations: array[int], *, detailed: bool = False) -> dict[str, Any]:
-    """Return the figures of at least one duration; `detailed` adds the `QUANTILES` + 1 quantiles."""
-    ordered = Ordered(durations)
-    total = sum(durations)
+def figures_of(parts: Sequence[Series], *, detailed: bool = False) -> dict[str, Any]:
+    """Return the figures of at least one dispatch; `detailed` adds the `QUANTILES` + 1 quantiles."""
+    ordered = Ordered(part.durations for part in parts)
+    total = sum(part.total_ns for part in parts)
     mean = total / ordered.count
     found: dict[str, Any] = {
         "calls": ordered.count,
@@ -98,24 +108,31 @@ def figures_of(durations: array[int], *, detailed: bool = False) -> dict[str, An
     return found
 
 
-def drift_of(series: Series) -> list[list[float]]:
-    """Return calls and median of each part of the run, the dispatches in the order they were launched."""
-    count = len(series)
-    parts = min(SLICES, count)
-    starts, durations = series.starts, series.durations
-    bounds = [count * part // parts for part in range(parts + 1)]
-    if all(map(le, starts, memoryview(starts)[1:])):
-        return [_median(durations[low:high]) for low, high in pairwise(bounds)]
-    pieces = [_by_start(starts[at : at + _PIECE], durations[at : at + _PIECE]) for at in range(0, count, _PIECE)]
-    edges = [_Pieces([first for first, _ in pieces]).split(bound) for bound in bounds]
+def drift_of(parts: Sequence[Series]) -> list[list[float]]:
+    """Return calls and median of each part of the run, the dispatches in the order they were launched.
+
+    A series that is in order stays whole, whatever its length: those of several GPUs are cut where their starts say.
+    """
+    pieces = [piece for part in parts if part for piece in _in_order(part)]
+    count = sum(len(took) for _, took in pieces)
+    slices = min(SLICES, count)
+    bounds = [count * number // slices for number in range(slices + 1)]
+    if len(pieces) == 1:
+        return [_median(pieces[0][1][low:high]) for low, high in pairwise(bounds)]
+    edges = [_Pieces([starts for starts, _ in pieces]).split(bound) for bound in bounds]
     found = []
     for low, high in pairwise(edges):
-        part = array("q")
-        for (_, took), first, last in zip(pieces, low, high, strict=True):
-            part.extend(took[first:last])
-        if part:
-            found.append(_median(part))
+        chosen = [took[first:last] for (_, took), first, last in zip(pieces, low, high, strict=True)]
+        found.append(_median([one for piece in chosen for one in piece] if len(chosen) > 1 else chosen[0]))
     return found
+
+
+def _in_order(series: Series) -> list[tuple[array[int], array[int]]]:
+    starts, durations = series.starts, series.durations
+    if all(map(le, starts, memoryview(starts)[1:])):
+        return [(starts, durations)]
+    count = len(series)
+    return [_by_start(starts[at : at + _PIECE], durations[at : at + _PIECE]) for at in range(0, count, _PIECE)]
 
 
 class _Pieces:
@@ -146,7 +163,7 @@ def _by_start(starts: array[int], durations: array[int]) -> tuple[array[int], ar
     return array("q", map(starts.__getitem__, order)), array("q", map(durations.__getitem__, order))
 
 
-def _median(durations: array[int]) -> list[float]:
+def _median(durations: Sequence[int]) -> list[float]:
     ordered = sorted(durations)
     count = len(ordered)
     middle = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from . import statistics
+from . import halves, statistics
 from .names import Demangler, is_pseudo, normalise
 from .statistics import Series
 from .tally import Counted, FormatError, Kernel, Shape, Sums, Tally
@@ -18,6 +19,7 @@ from .tally import Counted, FormatError, Kernel, Shape, Sums, Tally
 DETAILED = 32
 """For how many of the hottest kernels the distribution and the drift over the run are told."""
 
+_MANY = 1_000_000
 _HOTTEST_IN_PART = 8
 _MOST_PARTS = 128
 _MOST_COPIES = 64
@@ -58,7 +60,7 @@ class _Entry:
 
     @property
     def total_ns(self) -> int:
-        return sum(sum(part.durations) for part in self.parts.values()) + (self.sums.total_ns if self.sums else 0)
+        return sum(part.total_ns for part in self.parts.values()) + (self.sums.total_ns if self.sums else 0)
 
     def skip(self, count: int) -> None:
         """Leave the first dispatches of every process out."""
@@ -89,7 +91,7 @@ def make_table(tally: Tally, wishes: Wishes) -> dict[str, Any]:
         filtered += sum(entry.left_out for entry in real)
     ranked = _ranked(real)
     parts = _parts(ranked)
-    kernels = [_figures(entry, rank < DETAILED, wishes.skip_warmup) for rank, entry in enumerate(ranked)]
+    kernels = _all_figures(ranked, wishes.skip_warmup)
     return {
         "dispatches": sum(one["calls"] for one in kernels),
         "filtered": filtered,
@@ -149,16 +151,33 @@ def _identity(kernel: Kernel, demangler: Demangler) -> tuple[str, str]:
     return readable, symbol or (plain if readable != plain else "")
 
 
+def _all_figures(ranked: list[_Entry], skip: int) -> list[dict[str, Any]]:
+    """Return the figures of every kernel; of many dispatches a fork takes every other kernel."""
+
+    def some(index: int) -> list[dict[str, Any]]:
+        """Return the figures of every other kernel, from the first or the second on; let go of all dispatches."""
+        found = []
+        for rank, entry in enumerate(ranked):
+            if rank % 2 == index:
+                found.append(_figures(entry, rank < DETAILED, skip))
+            else:
+                entry.parts.clear()
+        return found
+
+    if sum(entry.calls for entry in ranked) < _MANY:
+        return [_figures(entry, rank < DETAILED, skip) for rank, entry in enumerate(ranked)]
+    even, odd = halves.both(some)
+    return [figures for pair in zip_longest(even, odd) for figures in pair if figures is not None]
+
+
 def _figures(entry: _Entry, detailed: bool, skip: int) -> dict[str, Any]:
     """Return one kernel's figures; its dispatches are let go of."""
     if entry.parts:
-        series = Series()
-        while entry.parts:
-            _, part = entry.parts.popitem()
-            series = part if not series else _both(series, part)
-        found = statistics.figures_of(series.durations, detailed=detailed)
+        parts = [entry.parts[key] for key in sorted(entry.parts)]
+        entry.parts.clear()
+        found = statistics.figures_of(parts, detailed=detailed)
         if detailed:
-            found["drift"] = statistics.drift_of(series)
+            found["drift"] = statistics.drift_of(parts)
     else:
         found = _of_sums(entry.sums)
     if entry.shapes:
@@ -169,14 +188,9 @@ def _figures(entry: _Entry, detailed: bool, skip: int) -> dict[str, Any]:
     return {"name": entry.name, **found}
 
 
-def _both(one: Series, other: Series) -> Series:
-    one.extend(other)
-    return one
-
-
 def _of_sums(sums: Sums | None) -> dict[str, Any]:
     if sums is None:
-        return statistics.figures_of(array("q", [0]))
+        return statistics.figures_of([Series(array("q", [0]), array("q", [0]))])
     return {
         "calls": sums.calls,
         "total_ns": sums.total_ns,
@@ -211,7 +225,7 @@ def _parts(ranked: list[_Entry]) -> list[dict[str, Any]]:
             for key, series in entry.parts.items():
                 sums = by_name.setdefault(key[at], [0, 0])
                 sums[0] += len(series)
-                sums[1] += sum(series.durations)
+                sums[1] += series.total_ns
             for name, (calls, total) in by_name.items():
                 if calls:
                     names.setdefault(name, []).append((index, calls, total))

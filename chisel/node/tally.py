@@ -103,6 +103,7 @@ class Tally:
         self.copies: dict[str, list[int | None]] = {}
         self.notes: list[str] = []
         self.marks: list[int] = []
+        self.needs_exact_order = False
 
     @property
     def calls(self) -> int:

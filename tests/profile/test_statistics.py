@@ -26,9 +26,15 @@ def test_the_constants_are_the_ones_everybody_knows() -> None:
     assert (ours.QUANTILES, ours.SLICES) == (QUANTILES, SLICES)
 
 
+def in_two(durations: list[int]) -> list[Series]:
+    """Return durations as those of two GPUs."""
+    half = len(durations) // 3
+    return [Series(array("q", part), array("q", part)) for part in (durations[:half], durations[half:])]
+
+
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=100))
 def test_figures_are_exact(durations: list[int]) -> None:
-    found = figures_of(array("q", durations), detailed=True)
+    found = figures_of(in_two(durations), detailed=True)
     assert (found["calls"], found["total_ns"]) == (len(durations), sum(durations))
     assert (found["min_ns"], found["max_ns"]) == (min(durations), max(durations))
     assert found["p50_ns"] == pytest.approx(statistics.median(durations))
@@ -46,7 +52,14 @@ def test_drift_follows_the_launches_in_whatever_order_they_are_written(durations
     order = list(range(len(durations)))
     draw.shuffle(order)  # type: ignore[attr-defined]  # a random.Random
     written = Series(array("q", order), array("q", [durations[place] for place in order]))
-    found = drift_of(written)
+    half = len(order) // 2
+    found = drift_of(
+        [
+            Series(written.starts[:half], written.durations[:half]),
+            Series(written.starts[half:], written.durations[half:]),
+        ]
+    )
+    assert found == drift_of([written])
     parts = min(SLICES, len(durations))
     bounds = [len(durations) * part // parts for part in range(parts + 1)]
     expected = [durations[low:high] for low, high in pairwise(bounds)]
