@@ -1,9 +1,8 @@
 """Read millions of dispatches out of a SQLite table faster than row by row.
 
 SQLite joins a column of a block of rows to one text, which is decoded as a JSON list: that costs a third of what a row
-as a Python object does. All columns that tell a launch are summed up to one number per row, each by a factor of its
-own; what a number stands for is looked up once, in the first block that has it. (Two launches could have the same
-number only where their sizes differ by multiples of these factors: no GPU takes such.)
+as a Python object does. Kernel, GPU and process are told by one number per row; what a number stands for is looked up
+in the first block that has it. Launches are looked at in the first rows of every block only.
 Standard library only, Python 3.10.
 """
 
@@ -22,16 +21,13 @@ from .statistics import Series
 from .tally import Loads
 
 BLOCK_ROWS = 20_000
-SAMPLED = 8
-"""How frequent a launch is, is told by every eighth dispatch; which launches there are, by all."""
+SAMPLED = 16
+"""Of so many dispatches one is looked at for what it asked of the GPU, evenly over the run."""
 
 _SMALLEST_ROW_BYTES = 24
-_MOST_SHAPES = 1 << 16
-# Primes above what a size can be, so that sums stay below 2**63: grids reach 2**32, workgroups 1,024.
-_FACTORS = (
-    *(4_294_967_311, 1_099_511_627_791, 3, 17_592_186_044_423, 8_796_093_022_237, 4_398_046_511_119, 1),
-    *(8_589_934_609, 17_179_869_209, 34_359_738_421, 68_719_476_767),
-)
+_MOST_KEYS = 1 << 16
+_FACTORS = (1, 16_777_259, 1_099_511_627_791)
+"""Primes above what the number before can be: kernels are below 2**24, GPUs below 2**16, processes below 2**22."""
 
 Key = tuple[Any, ...]
 
@@ -49,10 +45,11 @@ def is_dense(path: str, low: int, high: int) -> bool:
 
 
 class Bulk:
-    """Read ranges of one table: `put` gets the first three columns, which tell kernel, GPU and process, and the series.
+    """Read ranges of one table: `put` gets kernel, GPU and process (the first three `names`), and the series.
 
-    `count` gets a whole key (all `names`) and how often it was seen. Starts are those of a block's first row: enough
-    to put the dispatches of several GPUs into the order of their launches, which within a GPU is the order of rows.
+    `count` gets a whole key (all `names`) and about how often it was seen. Starts are those of a block's first row:
+    enough to put the dispatches of several GPUs into the order of their launches, which within a GPU is that of rows.
+    A name may be `NULL` for a column that is not there.
     """
 
     def __init__(
@@ -60,29 +57,31 @@ class Bulk:
     ) -> None:
         self._put = put
         self._count = count
-        chosen = ", ".join(names)
-        terms = [f"{name}*{factor}" for name, factor in zip(names, _FACTORS, strict=True) if name != "NULL"]
-        where = f"FROM {table} WHERE rowid BETWEEN ? AND ?"
+        chosen, where = ", ".join(names), f"FROM {table} WHERE rowid BETWEEN ? AND ?"
+        terms = [f"{name}*{factor}" for name, factor in zip(names, _FACTORS, strict=False) if name != "NULL"]
         self._rows = f'SELECT start, "end" - start, {chosen} {where}'
+        self._keys = f"SELECT {', '.join(names[:3])} {where}"
+        self._launches = f"SELECT {chosen} {where}"
         self._blocks = f'SELECT group_concat({"+".join(terms)}), group_concat("end" - start), count(*) {where}'
         self._first = f"SELECT start FROM {table} WHERE rowid BETWEEN ? AND ? LIMIT 1"
-        self._keys: dict[int, Key] = {}
         self._appends: dict[int, Callable[[int], None]] = {}
         self._series: dict[Key, Series] = {}
-        self._seen: Counter[int] = Counter()
+        self._seen: Counter[Key] = Counter()
 
     def read(self, database: sqlite3.Connection, low: int, high: int, loads: Loads) -> None:
         """Read the rows from `low` to `high`."""
         for start in range(low, high + 1, BLOCK_ROWS):
             bounds = (start, min(start + BLOCK_ROWS - 1, high))
-            if len(self._keys) > _MOST_SHAPES or not self._read_block(database, bounds, loads):
+            if len(self._appends) > _MOST_KEYS or not self._read_block(database, bounds, loads):
                 self._read_rows(database, bounds)
+            if len(self._seen) <= _MOST_KEYS:
+                self._seen.update(database.execute(self._launches, (start, start + BLOCK_ROWS // SAMPLED - 1)))
         for key, series in self._series.items():
             if series:
                 _no_less_than_zero(series.durations)
                 self._put(key, series)
-        for number, key in self._keys.items():
-            self._count(key, self._seen[number] * SAMPLED)
+        for key, count in self._seen.items():
+            self._count(key, count * SAMPLED)
 
     def _read_block(self, database: sqlite3.Connection, bounds: tuple[int, int], loads: Loads) -> bool:
         """Read one block; return whether that could be done: not where a value is missing or is no whole number."""
@@ -96,12 +95,11 @@ class Bulk:
             is_known = self._look_up(database, bounds, numbers) and self._append(numbers, took)
             if not is_known:
                 return False
-        self._seen.update(numbers[::SAMPLED])
         self._fill_starts(database, bounds)
         return True
 
     def _append(self, numbers: list[int], took: list[int]) -> bool:
-        """Append every duration where it belongs, in a loop without Python's own steps; return False when one cannot be.
+        """Append every duration where it belongs, in a loop without Python's steps; return False when one cannot be.
 
         Then nothing was: starts are filled in when a block is done, and tell what was appended before it.
         """
@@ -115,15 +113,13 @@ class Bulk:
 
     def _look_up(self, database: sqlite3.Connection, bounds: tuple[int, int], numbers: list[int]) -> bool:
         """Learn what the new numbers of a block stand for; return False when a value is no whole number."""
-        new = set(numbers).difference(self._keys)
+        new = set(numbers).difference(self._appends)
         if not all(type(number) is int for number in new):
             return False
-        for number, row in zip(numbers, database.execute(self._rows, bounds), strict=True):
+        for number, key in zip(numbers, database.execute(self._keys, bounds), strict=True):
             if number in new:
                 new.remove(number)
-                key = tuple(row[2:])
-                self._keys[number] = key
-                series = self._series.setdefault(key[:3], Series())
+                series = self._series.setdefault(key, Series())
                 self._appends[number] = series.durations.append
         return True
 
@@ -138,7 +134,6 @@ class Bulk:
     def _read_rows(self, database: sqlite3.Connection, bounds: tuple[int, int]) -> None:
         def put(key: Key, series: Series) -> None:
             self._series.setdefault(key[:3], Series()).extend(series)
-            self._count(key, len(series))
 
         bin_rows(database.execute(self._rows, bounds), put)
 

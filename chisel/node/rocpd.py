@@ -120,6 +120,8 @@ class _Session:
     def process(self, id: object) -> str:
         """Name a process by what a row says of it."""
         found = self.processes.get(id) if isinstance(id, int) else None
+        if id is None and len(self.processes) == 1:
+            return next(iter(self.processes.values()))
         return found or (f"process {id}" if id is not None else "process")
 
     def gpu(self, id: object) -> str:
@@ -164,7 +166,8 @@ class _Session:
         def count(key: tuple[Any, ...], calls: int) -> None:
             tally.add_launches(self.kernel(key[0]), self._shape(key), calls)
 
-        names = [name if name in self._has else "NULL" for name in _KEY]
+        useless = {"pid"} if len(self.processes) == 1 else set()
+        names = [name if name in self._has - useless else "NULL" for name in _KEY]
         bulk.Bulk(self._dispatch, names, put, count).read(database, low, high, self._loads)
 
     def _read_range(self, database: sqlite3.Connection, low: int, high: int, tally: Tally) -> None:

@@ -55,13 +55,14 @@ class _Trace:
         self.start, self.end = layout.place(*columns.START), layout.place(*columns.END)
         self.bins: dict[tuple[bytes, bytes], _Bin] = {}
         self.damaged: list[bytes] = []
-        self._known: dict[tuple[bytes, bytes], tuple[bytes, int, _Bin]] = {}
+        self._known: dict[tuple[bytes, bytes, bytes], tuple[bytes, int, _Bin]] = {}
+        self._is_quoted = False
         self._where = [layout.place(*names) for names in columns.WHERE if layout.has(*names)]
         self._shape = layout.shape_places()
 
     def take(self, lines: Sequence[bytes]) -> None:
         """Take in whole lines."""
-        if self.layout.is_plain and len(self._where) <= 1:
+        if self.layout.is_plain and len(self._where) <= 2 and all(place[0] for place in self._where):
             self._take_plain(lines)
         else:
             for line in lines:
@@ -73,25 +74,29 @@ class _Trace:
         A name is 400 bytes and more; comparing it with the one its id had before is cheaper than to cut it out.
         """
         before, identity = self.layout.before, self.layout.at("kernel_id")
-        agent = self._where[0][1] if self._where else identity
+        agent, process = ([place[1] for place in self._where] + [identity] * 2)[:2]
         width, first, known = self.end[1] + 1, self.start[1], self._known
+        edge = 1 if self._is_quoted else 0
         for line in lines:
             head = line.split(b",", before)
             try:
                 rest = head[before]
-                text, length, bin = known[head[identity], head[agent]]
+                text, length, bin = known[head[identity], head[agent], head[process]]
                 if not rest.startswith(text):
                     raise KeyError(text)
                 tail = rest[length:].split(b",", width)
-                start, end = tail[first], tail[first + 1]
-                began = int(start) if start[:1] != b'"' else int(start[1:-1])
-                took = (int(end) if end[:1] != b'"' else int(end[1:-1])) - began
+                if edge:
+                    began = int(tail[first][1:-1])
+                    took = int(tail[first + 1][1:-1]) - began
+                else:
+                    began = int(tail[first])
+                    took = int(tail[first + 1]) - began
                 bin.shapes[tail[width]] += 1
             except (KeyError, IndexError, ValueError):
                 found = self._take_one(line)
                 if found:
                     text = found[0] + b","
-                    known[head[identity], head[agent]] = (text, len(text), found[1])
+                    known[head[identity], head[agent], head[process]] = (text, len(text), found[1])
                 continue
             bin.add_start(began)
             bin.add_duration(took if took > 0 else 0)
@@ -108,6 +113,7 @@ class _Trace:
         except ValueError:
             self.damaged.append(line)
             return None
+        self._is_quoted = fields.raw(self.start).startswith(b'"')
         where = b",".join([fields.raw(place) for place in self._where])
         bin = self.bins.get((fields.text, where))
         if bin is None:

@@ -18,6 +18,7 @@ from typing import Any
 from . import halves, sqlitefile
 from .plainfile import BLOCK, opened, size_of
 from .sqlitefile import bin_rows, columns, quoted, text, whole
+from .statistics import Series
 from .tally import FormatError, Kernel, Loads, Shape, Tally, direction_name
 
 _SEPARATOR = b"\n,{"
@@ -30,6 +31,7 @@ _NAME = re.compile(rb'"(?:Kernel)?Name":"(.*?)"\s*(?:,\n\s*"|\n?\s*\})', re.DOTA
 _LONGEST_EVENT = 16 << 20
 _HEAD = 1 << 18
 _LARGEST_REFORMATTED = 1 << 30
+_MOST_KNOWN = 1 << 14
 BARRIER = "<barrier packet>"
 
 
@@ -65,17 +67,42 @@ class _Events:
         self.operations = Tally()
         self.kernels = Tally()  # of `--timestamp on`: the same dispatches once more where operations are traced too
         self.damaged: list[int] = []
+        self._is_wanted: dict[bytes, bool] = {}
+        self._known: dict[tuple[Any, ...], Series] = {}
 
     def take(self, offset: int, piece: bytes) -> None:
         """Take in one event."""
-        pid = _PID.search(piece)
-        if pid is None or self._kind(pid[1]) is None or b'"ph":"X"' not in piece[:4096]:
+        found = _PID.search(piece)
+        if found is None:
+            return
+        pid = found[1]
+        is_wanted = self._is_wanted.get(pid)
+        if is_wanted is None:
+            is_wanted = self._is_wanted[pid] = self._kind(pid) is not None
+        if not is_wanted:
+            return
+        try:  # what most events are: another dispatch of a kernel that is known
+            event = self._loads(b"{" + piece)
+            arguments = event["args"]
+            start, end = int(arguments["BeginNs"]), int(arguments["EndNs"])
+            series = self._known[_key(event, arguments)]
+        except (KeyError, TypeError, ValueError):
+            self._take_first(offset, piece, pid)
+            return
+        series.starts.append(start)
+        series.durations.append(end - start if end > start else 0)
+
+    def _take_first(self, offset: int, piece: bytes, pid: bytes) -> None:
+        """Take in an event that is odd, no dispatch, or the first of its kernel."""
+        if b'"ph":"X"' not in piece[:4096]:
             return
         event = decoded(piece, self._loads)
         if event is None:
             self.damaged.append(offset)
-        else:
-            self._count(event, self.labels.get(pid[1], ""))
+            return
+        series = self._count(event, self.labels.get(pid, ""))
+        if series is not None and len(self._known) < _MOST_KNOWN:
+            self._known[_key(event, event["args"])] = series
 
     def take_decoded(self, event: dict[str, Any]) -> None:
         """Take in one event of a file that was decoded as a whole."""
@@ -98,11 +125,12 @@ class _Events:
             return label
         return "GPU" if not self.labels and int(pid) >= 6 else None
 
-    def _count(self, event: dict[str, Any], label: str) -> None:
+    def _count(self, event: dict[str, Any], label: str) -> Series | None:
+        """Count one event; return where its like are kept, None for a copy."""
         name, start, end, arguments = facts(event)
         if label == "COPY":
             self.operations.add_copies(direction_name(name), 1, end - start, None)
-            return
+            return None
         if _BARRIERS.fullmatch(label):
             name = BARRIER
         device = arguments.get("dev-id", arguments.get("gpu-id"))
@@ -112,6 +140,14 @@ class _Events:
         series = into.series_of(Kernel(name), _process(event, arguments), where)
         series.starts.append(start)
         series.durations.append(max(end - start, 0))
+        return series if "args" in event else None
+
+
+def _key(event: dict[str, Any], arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """Return everything that tells where an event is counted."""
+    get = arguments.get
+    name = get("KernelName") or get("Name") or event.get("name")
+    return name, "KernelName" in arguments, event["pid"], get("dev-id"), get("gpu-id"), get("proc-id"), get("pid")
 
 
 def _process(event: dict[str, Any], arguments: dict[str, Any]) -> str:

@@ -72,8 +72,8 @@ class _Entry:
             self.parts.update(zip(keys, left, strict=True))
 
 
-def make_table(tally: Tally, wishes: Wishes) -> dict[str, Any]:
-    """Return the whole figures; the tally is used up.
+def make_table(tally: Tally, wishes: Wishes, *, may_fork: bool = False) -> dict[str, Any]:
+    """Return the whole figures; the tally is used up. `may_fork` where memory may be counted twice.
 
     `kernels` and `pseudo` are in rank order; `parts` name kernels by their index among them. `filtered` counts the
     dispatches that the wishes left out. Raises FormatError for a bad expression.
@@ -91,7 +91,7 @@ def make_table(tally: Tally, wishes: Wishes) -> dict[str, Any]:
         filtered += sum(entry.left_out for entry in real)
     ranked = _ranked(real)
     parts = _parts(ranked)
-    kernels = _all_figures(ranked, wishes.skip_warmup)
+    kernels = _all_figures(ranked, wishes.skip_warmup, may_fork=may_fork)
     return {
         "dispatches": sum(one["calls"] for one in kernels),
         "filtered": filtered,
@@ -151,7 +151,7 @@ def _identity(kernel: Kernel, demangler: Demangler) -> tuple[str, str]:
     return readable, symbol or (plain if readable != plain else "")
 
 
-def _all_figures(ranked: list[_Entry], skip: int) -> list[dict[str, Any]]:
+def _all_figures(ranked: list[_Entry], skip: int, *, may_fork: bool) -> list[dict[str, Any]]:
     """Return the figures of every kernel; of many dispatches a fork takes every other kernel."""
 
     def some(index: int) -> list[dict[str, Any]]:
@@ -164,7 +164,7 @@ def _all_figures(ranked: list[_Entry], skip: int) -> list[dict[str, Any]]:
                 entry.parts.clear()
         return found
 
-    if sum(entry.calls for entry in ranked) < _MANY:
+    if not may_fork or sum(entry.calls for entry in ranked) < _MANY:
         return [_figures(entry, rank < DETAILED, skip) for rank, entry in enumerate(ranked)]
     even, odd = halves.both(some)
     return [figures for pair in zip_longest(even, odd) for figures in pair if figures is not None]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -37,6 +38,7 @@ print(sum(row[1] for row in db.execute(query)))
 """
 _DUCKDB = """
 import duckdb, sys
+duckdb.sql("SET enable_progress_bar = false")
 rows = duckdb.sql(f'''
     SELECT Kernel_Name, count(*), sum(d), min(d), max(d), quantile_cont(d, 0.5), quantile_cont(d, 0.99)
     FROM (SELECT Kernel_Name, End_Timestamp - Start_Timestamp AS d FROM read_csv('{sys.argv[1]}')) GROUP BY 1
@@ -74,6 +76,7 @@ class Taken:
     """Wall times in s and the largest memory in MB of one way to read."""
 
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     peak_mb: float = 0.0
     counted: int = 0
 
@@ -87,17 +90,24 @@ def run(command: list[str], stdin: bytes, into: Taken) -> bytes:
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as out:
         source.write(stdin)
         source.seek(0)
-        begin = time.perf_counter()
+        used, begin = cpu_of_children(), time.perf_counter()
         process = subprocess.Popen(command, stdin=source, stdout=out)
         peak = 0
         while process.poll() is None:
             peak = max(peak, sum(map(resident, tree(process.pid))))
             time.sleep(0.01)  # noqa: TID251 - a look at memory every 10 ms, beside the process
         into.seconds.append(time.perf_counter() - begin)
+        into.cpu.append(cpu_of_children() - used)
         into.peak_mb = max(into.peak_mb, peak / 2**20)
         assert process.returncode == 0, command
         out.seek(0)
         return out.read()
+
+
+def cpu_of_children() -> float:
+    """Return the CPU seconds of all processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def tree(pid: int) -> list[int]:
@@ -142,7 +152,8 @@ def compare(kind: str, path: Path, peer: str | None, runs: int) -> bool:
     for name, taken in (("peer", theirs), ("chisel", ours), ("node", node)):
         if taken.seconds:
             spread = f"{min(taken.seconds):.2f} to {max(taken.seconds):.2f}"
-            print(f"  {name:7} {taken.median:6.2f} s ({spread}), peak {taken.peak_mb:5.0f} MB")
+            cpu = statistics.median(taken.cpu)
+            print(f"  {name:7} {taken.median:6.2f} s ({spread}), {cpu:6.2f} CPU s, peak {taken.peak_mb:5.0f} MB")
     ratio, most_mb = GOALS[kind]
     reached = ours.peak_mb < most_mb
     if theirs.seconds:

@@ -363,6 +363,32 @@ def test_two_processes_read_a_large_file_as_one_does(tmp_path: Path, monkeypatch
     assert [rank(tmp_path / place) for place in "cjd"] == one
 
 
+def test_a_large_table_is_read_in_blocks_as_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.db"
+    draw = random.Random(3)
+    lookalike.rocpd(path, [(f"k{draw.randrange(5)}", draw.randrange(10**6)) for _ in range(900)], gpus=3)
+    with closing(sqlite3.connect(path)) as database:
+        dispatches = f'"rocpd_kernel_dispatch{lookalike.GUID}"'
+        database.execute(f'UPDATE {dispatches} SET "end" = NULL WHERE id IN (90, 500)')  # never ended
+        database.execute(f'UPDATE {dispatches} SET "end" = 0 WHERE id = 200')
+        database.execute(f"UPDATE {dispatches} SET kernel_id = 77 WHERE id = 700")  # of no symbol
+        database.execute(f"DELETE FROM {dispatches} WHERE id BETWEEN 300 AND 420")
+        database.commit()
+    one = rank(path)
+    monkeypatch.setattr("chisel.node.rocpd._LARGE", 1)
+    monkeypatch.setattr("chisel.node.bulk.BLOCK_ROWS", 64)
+    monkeypatch.setattr("chisel.node.table._MANY", 1)
+    other = rank(path)
+    assert one["dispatches"] == 900 - 2 - 121
+    # Starts are those of a block, launches are looked at in its first rows: both are rough.
+    for found in (one, other):
+        for kernel in found["kernels"]:
+            drift = kernel.pop("drift")
+            assert sum(calls for calls, _ in drift) == kernel["calls"]
+            assert kernel.pop("launch")["workgroup"] == (256, 1, 1)
+    assert one == other
+
+
 def test_what_fails_in_the_second_process_is_said_here() -> None:
     def part(index: int, into: tally.Tally) -> None:
         if index:
