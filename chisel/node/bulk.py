@@ -60,13 +60,13 @@ class Bulk:
         chosen, where = ", ".join(names), f"FROM {table} WHERE rowid BETWEEN ? AND ?"
         terms = [f"{name}*{factor}" for name, factor in zip(names, _FACTORS, strict=False) if name != "NULL"]
         self._rows = f'SELECT start, "end" - start, {chosen} {where}'
-        self._keys = f"SELECT {', '.join(names[:3])} {where}"
         self._launches = f"SELECT {chosen} {where}"
         self._blocks = f'SELECT group_concat({"+".join(terms)}), group_concat("end" - start), count(*) {where}'
         self._first = f"SELECT start FROM {table} WHERE rowid BETWEEN ? AND ? LIMIT 1"
         self._appends: dict[int, Callable[[int], None]] = {}
         self._series: dict[Key, Series] = {}
         self._seen: Counter[Key] = Counter()
+        self._firsts: dict[int, Key] = {}
 
     def read(self, database: sqlite3.Connection, low: int, high: int, loads: Loads) -> None:
         """Read the rows from `low` to `high`."""
@@ -82,6 +82,10 @@ class Bulk:
                 self._put(key, series)
         for key, count in self._seen.items():
             self._count(key, count * SAMPLED)
+        seen = {key[:3] for key in self._seen}
+        for key in self._firsts.values():
+            if key[:3] not in seen:
+                self._count(key, 1)
 
     def _read_block(self, database: sqlite3.Connection, bounds: tuple[int, int], loads: Loads) -> bool:
         """Read one block; return whether that could be done: not where a value is missing or is no whole number."""
@@ -116,10 +120,11 @@ class Bulk:
         new = set(numbers).difference(self._appends)
         if not all(type(number) is int for number in new):
             return False
-        for number, key in zip(numbers, database.execute(self._keys, bounds), strict=True):
+        for number, key in zip(numbers, database.execute(self._launches, bounds), strict=True):
             if number in new:
                 new.remove(number)
-                series = self._series.setdefault(key, Series())
+                self._firsts[number] = key
+                series = self._series.setdefault(key[:3], Series())
                 self._appends[number] = series.durations.append
         return True
 

@@ -6,14 +6,17 @@ Standard library only, Python 3.10.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import pickle
 import sys
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeVar
 
+from .statistics import Series
 from .tally import FormatError, Kernel, Tally
 
 Answer = TypeVar("Answer")
@@ -22,6 +25,7 @@ SMALLEST = 16 << 20
 """A file below this many bytes is read by one process: a fork costs about 10 ms."""
 
 _PIPE_BYTES = 1 << 20
+_GIVE_BACK_BYTES = 2 << 20
 
 Part = Callable[[int, Tally], None]
 
@@ -96,12 +100,28 @@ def _read_and_send(part: Part, out: BinaryIO) -> None:
         part(1, found)
     except (FormatError, OSError, ValueError) as error:
         failure = str(error)
-    while found.series:
-        key, series = found.series.popitem()
-        _send(out, (*key, len(series)))
+    waiting, give_back = 0, _giver_back()
+    # The largest first: their memory goes back to the system while the other process takes them in.
+    for key in sorted(found.series, key=lambda key: -len(found.series[key])):
+        series = found.series.pop(key)
+        _send(out, (*key, len(series), series.durations.typecode))
         for column in (series.starts, series.durations):
             out.write(memoryview(column))
+        waiting += series.starts.itemsize * len(series)
+        del series, column
+        if waiting > _GIVE_BACK_BYTES:
+            give_back()
+            waiting = 0
     _send(out, (failure, found))
+
+
+def _giver_back() -> Callable[[], object]:
+    """Return what gives freed memory back to the system: glibc keeps it otherwise."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return lambda: None
+    return lambda: trim(0)
 
 
 def _send(out: BinaryIO, value: object) -> None:
@@ -117,11 +137,12 @@ def _load(source: BinaryIO) -> Any:
 
 
 def _receive(source: BinaryIO, tally: Tally) -> None:
-    while len(found := _load(source)) == 4:
-        kernel, process, gpu, count = found
-        series = tally.series_of(Kernel(*kernel), process, gpu)
-        series.starts.fromfile(source, count)
-        series.durations.fromfile(source, count)
+    while len(found := _load(source)) == 5:
+        kernel, process, gpu, count, typecode = found
+        more = Series(durations=array(typecode))
+        more.starts.fromfile(source, count)
+        more.durations.fromfile(source, count)
+        tally.add_series(Kernel(*kernel), process, gpu, more)
     failure, rest = found
     tally.add(rest)
     if failure is not None:

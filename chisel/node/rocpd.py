@@ -161,7 +161,7 @@ class _Session:
 
     def _read_bulk(self, database: sqlite3.Connection, low: int, high: int, tally: Tally) -> None:
         def put(key: tuple[Any, ...], series: Series) -> None:
-            tally.series_of(self.kernel(key[0]), self.process(key[2]), self.gpu(key[1])).extend(series)
+            tally.add_series(self.kernel(key[0]), self.process(key[2]), self.gpu(key[1]), series)
 
         def count(key: tuple[Any, ...], calls: int) -> None:
             tally.add_launches(self.kernel(key[0]), self._shape(key), calls)
@@ -178,7 +178,7 @@ class _Session:
 
     def _put(self, key: tuple[Any, ...], series: Series, tally: Tally) -> None:
         kernel = self.kernel(key[0])
-        tally.series_of(kernel, self.process(key[2]), self.gpu(key[1])).extend(series)
+        tally.add_series(kernel, self.process(key[2]), self.gpu(key[1]), series)
         tally.add_launches(kernel, self._shape(key), len(series))
 
     def _shape(self, key: tuple[Any, ...]) -> Shape:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 
 from . import columns, halves
 from .columns import Layout
 from .plainfile import count_lines, lines_between, offset_of, opened, size_of
-from .statistics import Series
+from .statistics import LONGEST_SHORT_NS, Series
 from .tally import FormatError, Kernel, Sums, Tally, cut_note, direction_name
 
 _LONGEST_HEADER = 1 << 16
@@ -41,10 +42,18 @@ class _Bin:
     __slots__ = ("add_duration", "add_start", "series", "shapes")
 
     def __init__(self) -> None:
-        self.series = Series()
+        self.series = Series(durations=array("I"))  # half the memory: few last above 4 s
         self.add_start = self.series.starts.append
         self.add_duration = self.series.durations.append
         self.shapes: dict[bytes, int] = {}
+
+    def add(self, began: int, took: int) -> None:
+        """Add one dispatch, however long it took."""
+        if not 0 <= took <= LONGEST_SHORT_NS and self.series.durations.typecode == "I":
+            self.series.widen()
+            self.add_duration = self.series.durations.append
+        self.add_start(began)
+        self.add_duration(max(took, 0))
 
 
 class _Trace:
@@ -91,15 +100,17 @@ class _Trace:
                 else:
                     began = int(tail[first])
                     took = int(tail[first + 1]) - began
+                if not 0 <= took <= LONGEST_SHORT_NS:
+                    raise OverflowError
                 bin.shapes[tail[width]] += 1
-            except (KeyError, IndexError, ValueError):
+            except (KeyError, IndexError, ValueError, OverflowError):
                 found = self._take_one(line)
                 if found:
                     text = found[0] + b","
                     known[head[identity], head[agent], head[process]] = (text, len(text), found[1])
                 continue
             bin.add_start(began)
-            bin.add_duration(took if took > 0 else 0)
+            bin.add_duration(took)
 
     def _take_one(self, line: bytes) -> tuple[bytes, _Bin] | None:
         """Take one line, cut from both ends; return its name as it is written and its bin, None for no whole line."""
@@ -118,8 +129,7 @@ class _Trace:
         bin = self.bins.get((fields.text, where))
         if bin is None:
             bin = self.bins[fields.text, where] = _Bin()
-        bin.add_start(began)
-        bin.add_duration(max(ended - began, 0))
+        bin.add(began, ended - began)
         rest = fields.after_end(self.end) if self.layout.is_plain else fields.joined(self._shape)
         bin.shapes[rest] = bin.shapes.get(rest, 0) + 1
         if len(bin.shapes) > columns.MOST_SHAPES:
@@ -135,7 +145,7 @@ class _Trace:
             guid = parts.pop(0) if has_guid else ""
             process = f"process {parts.pop(0)}" if has_process else f"process {guid}" if guid else default_process
             gpu = columns.gpu_name(parts[0]) if parts and parts[0] else ""
-            tally.series_of(kernel, process, gpu).extend(bin.series)
+            tally.add_series(kernel, process, gpu, bin.series)
             for rest, count in bin.shapes.items():
                 tally.add_launches(kernel, self.layout.shape(rest), count)
 

@@ -349,7 +349,7 @@ def _read_table(database: sqlite3.Connection, table: str, name: str, tally: Tall
     def put(key: tuple[Any, ...], series: Any) -> None:
         kernel = Kernel(text(key[0]).strip('"'))
         process = f"process {key[2]}" if key[2] is not None else "process"
-        tally.series_of(kernel, process, f"GPU {key[1]}" if key[1] is not None else "").extend(series)
+        tally.add_series(kernel, process, f"GPU {key[1]}" if key[1] is not None else "", series)
         grid, workgroup, vgprs, agprs, sgprs, lds, scratch = map(whole, key[3:])
         shape = Shape(
             None if workgroup is None else (workgroup, 1, 1), None if grid is None else (grid, 1, 1),

@@ -46,7 +46,7 @@ def read(path: str, tally: Tally) -> None:
                 return
             kernel = Kernel(BARRIER if _BARRIER.search(what) and "Kernel" not in what else name)
             process = f"process {pid}" if pid is not None else "process"
-            tally.series_of(kernel, process, f"GPU {gpu}" if gpu is not None else "").extend(series)
+            tally.add_series(kernel, process, f"GPU {gpu}" if gpu is not None else "", series)
             workgroup = (wx, wy, wz) if whole(wx) and whole(wy) and whole(wz) else None
             if workgroup:
                 tally.add_launches(

@@ -18,6 +18,8 @@ from typing import Any
 QUANTILES = 64
 SLICES = 48
 _PIECE = 1 << 16
+LONGEST_SHORT_NS = (1 << 32) - 1
+"""What a duration may be in an array of type `I`."""
 
 
 class Series:
@@ -42,8 +44,19 @@ class Series:
             self._total = (len(self.durations), total)
         return total
 
+    def widen(self) -> None:
+        """Make room for durations above `LONGEST_SHORT_NS`."""
+        if self.durations.typecode != "q":
+            self.durations = array("q", self.durations)
+
     def extend(self, other: Series) -> None:
         """Take in another's dispatches."""
+        if self.durations.typecode != other.durations.typecode:
+            if not self.durations:
+                self.durations = array(other.durations.typecode)
+            else:
+                self.widen()
+                other.widen()
         self.starts.extend(other.starts)
         self.durations.extend(other.durations)
 

@@ -118,6 +118,12 @@ class Tally:
             found = self.series[key] = Series()
         return found
 
+    def add_series(self, kernel: Kernel, process: str, gpu: str, series: Series) -> None:
+        """Add dispatches of a kernel in a process on a GPU; the series is the tally's from then on."""
+        known = self.series.setdefault((kernel, process, gpu), series)
+        if known is not series:
+            known.extend(series)
+
     def add_launches(self, kernel: Kernel, shape: Shape, count: int) -> None:
         """Count launches of one shape; one of which nothing is known is not counted."""
         if shape == _UNKNOWN:
@@ -152,7 +158,7 @@ class Tally:
     def add(self, other: Tally) -> None:
         """Take in another tally, of other files or of the other half of one."""
         for key, series in other.series.items():
-            self.series_of(*key).extend(series)
+            self.add_series(*key, series)
         for kernel, shapes in other.shapes.items():
             for shape, count in shapes.items():
                 self.add_launches(kernel, shape, count)

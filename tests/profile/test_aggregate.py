@@ -197,6 +197,13 @@ def test_kernels_that_only_look_alike_are_not_merged(tmp_path: Path) -> None:
     ]
 
 
+def test_dispatches_of_many_seconds_are_counted_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(halves, "SMALLEST", 1)
+    many = [("k", 5_000_000_000), ("k", 7), ("m", 3), ("k", 6_000_000_000), ("k", 9), ("m", 8_000_000_000)]
+    lookalike.kernel_trace(tmp_path / "7_kernel_trace.csv", many)
+    assert table(rank(tmp_path)) == [("k", 4, 11_000_000_016), ("m", 2, 8_000_000_003)]
+
+
 def test_mangled_names_are_made_readable_where_a_runtime_is(tmp_path: Path) -> None:
     lookalike.kernel_trace(tmp_path / "7_kernel_trace.csv", [("_Z5scalePfi.kd", 5), ("_Zno", 3)])
     assert [name for name, _, _ in table(rank(tmp_path))] == ["scale(float*, int)", "_Zno"]
