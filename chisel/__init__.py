@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         StateError,
         UsageError,
     )
+    from chisel.figures import ProfileReport
     from chisel.model import PullResult, RunResult, SyncResult
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "GuardrailError",
     "HostUnreachable",
     "Pool",
+    "ProfileReport",
     "PullResult",
     "RunResult",
     "StateError",
@@ -51,6 +53,7 @@ _HOMES = {
     "HostUnreachable": "errors",
     "StateError": "errors",
     "UsageError": "errors",
+    "ProfileReport": "figures",
     "PullResult": "model",
     "RunResult": "model",
     "SyncResult": "model",

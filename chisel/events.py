@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from chisel.figures import ProfileResult
+from chisel.figures import Comparison, ProfileResult, Ranking, Spread
 from chisel.model import (
     Bill,
     PoolStatus,
@@ -173,11 +173,40 @@ class PullEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileRanked(Event):
-    """The hottest kernels of one droplet are known; `top` is how many the user wants to see."""
+    """The hottest kernels of one droplet are known; `top` is how many the user wants to see.
+
+    `is_part` says that it is one of several: a session, a droplet of a pool. What they make together follows.
+    """
 
     kind: ClassVar[str] = "profile"
 
     result: ProfileResult
+    top: int = 10
+    is_part: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileSummed(Event):
+    """Several profiles of one command are ranked as one: droplets, sessions; `spreads` compare the droplets."""
+
+    kind: ClassVar[str] = "profile-summed"
+
+    ranking: Ranking
+    spreads: Sequence[Spread] = ()
+    hosts: Sequence[str] = ()
+    sessions: int = 1
+    tool: str = ""
+    top: int = 10
+    is_partial: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared(Event):
+    """Two sets of profiling sessions were compared, kernel by kernel."""
+
+    kind: ClassVar[str] = "comparison"
+
+    comparison: Comparison
     top: int = 10
 
 

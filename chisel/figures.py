@@ -91,7 +91,8 @@ class Ranking:
 
     `source` names the kind of file that was ranked, `files` how many of the kind, `dispatches` how many launches of
     real kernels. `parts` is filled where there are several processes or GPUs. `rest` counts kernels (and their time)
-    that rank behind those listed. `notes` say what was wrong with which file.
+    that rank behind those listed. `notes` say what was wrong with which file, `unfinished` names files that a killed
+    profiler left behind, `filtered` counts the dispatches that were left out because they were not asked for.
     """
 
     kernels: tuple[KernelStats, ...] = ()
@@ -105,6 +106,8 @@ class Ranking:
     rest_ns: int = 0
     notes: tuple[str, ...] = ()
     stand_in: str | None = None
+    filtered: int = 0
+    unfinished: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,3 +236,23 @@ class Spread:
     spread: float
     outlier: str | None = None
     cause: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileReport:
+    """Everything one `profile` found.
+
+    `results` are the sessions in the order they ended, of all droplets; of `--ab` those of side A stand in `before`.
+    `ranking` takes all of `results` together. `trace` is what a viewer is to be shown, `window_ns` where in it the
+    hottest kernel's longest dispatch lies. `regressions` are what `--fail-if-slower` fails on.
+    """
+
+    results: tuple[ProfileResult, ...]
+    before: tuple[ProfileResult, ...] = ()
+    ranking: Ranking = field(default_factory=Ranking)
+    spreads: tuple[Spread, ...] = ()
+    comparison: Comparison | None = None
+    regressions: tuple[KernelVerdict, ...] = ()
+    out: Path | None = None
+    trace: Path | None = None
+    window_ns: tuple[int, int] | None = None

@@ -41,7 +41,7 @@ HOMES = {
     "pathspec": {"sync"},
     "backports": {"sync.codec"},
 }
-NODE_ABOVE = {"frames", "aggregate", "registry", "rocpd", "rocprofcsv", "names", "tree"}
+NODE_ABOVE = {"frames", "registry", "tree", "chrometrace", "formats", "names", "ranking", "spans", "table", "tally"}
 
 
 def modules() -> list[tuple[str, ast.Module]]:

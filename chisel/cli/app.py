@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("droplets", "Bring droplets up: reuse what exists, create what is missing."),
     "sync": ("loop", "Push what changed in the local tree to the droplets."),
     "run": ("run", "Run a command there, with live output and its own exit status."),
-    "profile": ("loop", "Run a command under the profiler, rank the hottest kernels."),
+    "profile": ("profile", "Run a command under the profiler, rank the hottest kernels."),
     "pull": ("loop", "Bring artifacts back."),
     "logs": ("run", "Show what a run has written, and with -f what it writes."),
     "attach": ("run", "Follow a run as if it had been started here."),
@@ -119,7 +119,7 @@ async def _under_signals(session: Session, arguments: list[str], sockets: Socket
                 await session.departures.send_while(partial(_load, arguments[0]))
             await cli.main(args=arguments, prog_name="chisel", standalone_mode=False, obj=session)
         tasks.cancel_scope.cancel()
-    return INTERRUPTED + caught[0] if caught else session.status
+    return INTERRUPTED + caught[0] if caught and not session.is_done else session.status
 
 
 def _load(command: str) -> None:
@@ -167,11 +167,11 @@ def _report(found: list[BaseException], session: Session, arguments: Sequence[st
     return status
 
 
-def takes_value(name: str) -> frozenset[str]:
-    """Name the options of a command that are followed by a value."""
+def takes_value(name: str) -> dict[str, int]:
+    """Name the options of a command that are followed by values, and by how many."""
     command = cli.get_command(click.Context(cli), name)
     options = [one for one in command.params if isinstance(one, click.Option)] if command is not None else []
-    return frozenset(text for one in options if not one.is_flag and not one.count for text in one.opts)
+    return {text: one.nargs for one in options if not one.is_flag and not one.count for text in one.opts}
 
 
 def _report_json(error: BaseException, message: str, hint: str | None, status: int) -> None:

@@ -1,16 +1,14 @@
-"""The loop around `run`: sync, profile, pull."""
+"""The loop around `run`: sync, pull."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import asyncclick as click
 
-from chisel.cli.options import WORDS, environment, output_options, target_options
-from chisel.cli.run import interruptible
+from chisel.cli.options import output_options, target_options
 from chisel.cli.session import Session, choose
-from chisel.cli.target import bring_up_option, env_option, status_of_errors, status_of_sync, target_of
+from chisel.cli.target import bring_up_option, status_of_errors, status_of_sync, target_of
 
 
 @click.command()
@@ -28,36 +26,6 @@ async def sync(
     async with session.open() as client:
         target = await target_of(client, session, pool, everywhere, on, bring_up)
         status_of_sync(session, await target.sync(path))
-
-
-@click.command(context_settings=WORDS)
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@target_options
-@bring_up_option
-@env_option
-@click.option("--trace", metavar="hip,hsa,roctx", help="What to trace besides kernels (default: hip; hsa is huge).")
-@click.option("--out", type=click.Path(path_type=Path), help="Where the files go (default: ./chisel-profile/...).")
-@click.option("--top", type=click.IntRange(1, 10000), default=10, show_default=True, help="How many kernels to show.")
-@output_options
-async def profile(
-    session: Session, command: tuple[str, ...], pool: str | None, everywhere: bool, on: str | None, bring_up: bool,
-    pairs: tuple[str, ...], trace: str | None, out: Path | None, top: int,
-) -> None:  # fmt: skip
-    """Run COMMAND under the droplets' profiler, rank the hottest kernels, bring the files.
-
-    The directory holds kernels.csv, trace.json.gz and the profiler's raw files. The exit status is the program's own.
-    """
-    env = environment(pairs, os.environ)
-    traces = [name.strip() for name in trace.split(",") if name.strip()] if trace is not None else None
-    async with session.open() as client:
-        target = await target_of(client, session, pool, everywhere, on, bring_up)
-        async with interruptible(session, client) as control:
-            results = await target.profile(list(command), traces=traces, out=out, top=top, env=env, control=control)
-        worst = max(results, key=lambda result: result.status)
-        session.status = worst.status
-        session.source = worst.run.source if worst.run else "chisel"
-        if session.status == 0 and any(result.error for result in results):
-            session.status, session.source = 1, "chisel"
 
 
 @click.command()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import asyncclick as click
@@ -19,6 +20,17 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
 _UNIT_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 # The command's own words end chisel's options: in `chisel run --all make -j8` the -j8 is make's.
 WORDS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
+
+
+def with_options(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    """Add many options at once, in the order they are to be shown."""
+
+    def dress(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return dress
 
 
 def output_options(command: Command) -> Command:
@@ -92,4 +104,25 @@ def environment(pairs: tuple[str, ...], environ: Any) -> dict[str, str]:
                 raise click.BadParameter(f"`{name}` is not set here", param_hint="--env")
             value = environ[name]
         found[name] = value
+    return found
+
+
+def env_file(path: Path) -> dict[str, str]:
+    """Read `K=V` lines: comments and empty lines are skipped, quotes around a value fall away, nothing is expanded."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"`{path}` cannot be read: {error}", param_hint="--env-file") from error
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.strip().removeprefix("export ").lstrip()
+        if not text or text.startswith("#"):
+            continue
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise click.BadParameter(f"`{path}`, line {number}: `{line}` is no K=V", param_hint="--env-file")
+        value = value.strip()
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        found[name.strip()] = value
     return found

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
 
-from chisel.cli.options import WORDS, Command, Duration, environment, output_options, target_options
+from chisel.cli.options import (
+    WORDS,
+    Command,
+    Duration,
+    env_file,
+    environment,
+    output_options,
+    target_options,
+    with_options,
+)
 from chisel.cli.session import Session, choose
 from chisel.cli.target import LOST, bring_up_option, env_option, status_of_sync, target_of
 
@@ -66,15 +75,6 @@ _SHOW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
 )
 
 
-def _with(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
-    def dress(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return dress
-
-
 def _show_options(command: Command) -> Command:
     """Take the options that say how output looks, and apply them to the session."""
 
@@ -96,7 +96,7 @@ def _show_options(command: Command) -> Command:
         session.look.update(prefix=prefix, mode=mode, is_raw=raw, out_dir=out_dir)
         await command(session, **rest)
 
-    return _with(_SHOW_OPTIONS)(dressed)
+    return with_options(_SHOW_OPTIONS)(dressed)
 
 
 @click.command(context_settings=WORDS)
@@ -105,7 +105,7 @@ def _show_options(command: Command) -> Command:
 @bring_up_option
 @env_option
 @output_options
-@_with(_RUN_OPTIONS)
+@with_options(_RUN_OPTIONS)
 @_show_options
 async def run(
     session: Session, command: tuple[str, ...], pool: str | None, everywhere: bool, on: str | None, bring_up: bool,
@@ -151,7 +151,7 @@ def _asked(pairs: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
     """Return what `Pool.run` is to be told of the command line."""
     env: dict[str, str] = {}
     for file in options["env_files"]:
-        env.update(_env_file(file))
+        env.update(env_file(file))
     env.update(environment(pairs, os.environ))
     if options["fail_fast"] and options["max_fail"]:
         raise click.UsageError("--fail-fast is --max-fail 1: say one of them")
@@ -166,27 +166,6 @@ def _asked(pairs: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
     if patience is not None:
         asked["patience"] = patience
     return {"env": env, **asked}
-
-
-def _env_file(path: Path) -> dict[str, str]:
-    """Read `K=V` lines: comments and empty lines are skipped, quotes around a value fall away, nothing is expanded."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"`{path}` cannot be read: {error}", param_hint="--env-file") from error
-    found: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        text = line.strip().removeprefix("export ").lstrip()
-        if not text or text.startswith("#"):
-            continue
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip().isidentifier():
-            raise click.BadParameter(f"`{path}`, line {number}: `{line}` is no K=V", param_hint="--env-file")
-        value = value.strip()
-        if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        found[name.strip()] = value
-    return found
 
 
 # -- standard input and terminal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 DEFAULT_WIDTH = 80
 
 
-def wants_json(arguments: Sequence[str], takes_value: Callable[[str], frozenset[str]]) -> bool:
+def wants_json(arguments: Sequence[str], takes_value: Callable[[str], Mapping[str, int]]) -> bool:
     """Say whether `--json` is among chisel's own options: what follows a remote command belongs to that command.
 
-    `takes_value` names the options of a command that are followed by a value.
+    `takes_value` names the options of a command that are followed by values, and by how many.
     """
     words = list(arguments)
     if not words or words[0] not in _COMMANDS_WITH_WORDS:
@@ -35,7 +35,7 @@ def wants_json(arguments: Sequence[str], takes_value: Callable[[str], frozenset[
     while index < len(words) and words[index].startswith("-") and words[index] != "--":
         if words[index] == "--json":
             return True
-        index += 2 if words[index] in valued else 1
+        index += 1 + valued.get(words[index], 0)
     return False
 
 
@@ -44,7 +44,8 @@ class Session:
 
     `replacement` is the program (path and arguments) that takes this process's place when the command is done. `look`
     holds what the command line says about how output looks (see `chisel.render.screen.Look`), `departures` the
-    connections that were begun before the command was.
+    connections that were begun before the command was. `outcome` is what the last line of `--json` holds besides. One
+    that `is_done` only shows what it found: a signal ends that, and changes no status.
     """
 
     def __init__(self, *, debug: bool = False) -> None:
@@ -53,6 +54,8 @@ class Session:
         self.json = False
         self.quiet = False
         self.look: dict[str, Any] = {}
+        self.outcome: dict[str, Any] = {}
+        self.is_done = False
         self.replacement: tuple[str, list[str]] | None = None
         self.status = 0
         self.source: StatusSource = "chisel"
@@ -89,7 +92,7 @@ class Session:
             finally:
                 self._screen = None
                 screen.finish()
-            screen.end(self.status, self.source)
+            screen.end(self.status, self.source, self.outcome)
 
     def _look(self) -> Any:
         from chisel.render.screen import Look

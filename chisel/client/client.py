@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -28,7 +28,8 @@ from anyio import to_thread
 
 from chisel import guard
 from chisel.client.pool import Pool, by_number
-from chisel.client.protection import DEFAULT_IDLE, ends_in_s, protection, protection_notice
+from chisel.client.protection import DEFAULT_IDLE, protection, protection_notice
+from chisel.client.statuses import droplet_status, running
 from chisel.config import Config, Project, find_project, load_config, save_token
 from chisel.errors import ConfigError, HostUnreachable, RemoteError, UsageError
 from chisel.events import Facts, Notice, NullSink, Sink, StatusReported, SweepReported
@@ -37,7 +38,6 @@ from chisel.model import (
     DropletStatus,
     Host,
     PoolStatus,
-    RunId,
     RunningCommand,
     Secret,
     SweepItem,
@@ -47,11 +47,12 @@ from chisel.state import CloudState, DropletRecord, ProjectState, State, StateSt
 
 if TYPE_CHECKING:
     from chisel.cloud.base import Cloud
+    from chisel.figures import ProfileReport
     from chisel.lifecycle import Lifecycle
+    from chisel.profile.viewer import View
     from chisel.ssh.connector import Connector
     from chisel.ssh.early import Departures
 
-DEFAULT_PROFILE_DIRECTORY = "chisel-profile"
 _STATUS_TIMEOUT_S, _GPU_LOOK_S = 8.0, 8.0
 
 
@@ -253,7 +254,7 @@ class Client:
 
             async def one(record: DropletRecord, statuses: dict[str, DropletStatus] = statuses) -> None:
                 cloud_status = listed[record.id].status if record.id in listed else "gone"
-                statuses[record.name] = await self._droplet_status(record, cloud_status)
+                statuses[record.name] = droplet_status(record, cloud_status, await self._asked(record, cloud_status))
 
             async with anyio.create_task_group() as tasks:
                 for record in records.values():
@@ -264,29 +265,8 @@ class Client:
         self.sink.emit(StatusReported(pools=tuple(reported), is_again=is_again))
         return reported
 
-    async def _droplet_status(self, record: DropletRecord, cloud_status: str) -> DropletStatus:
-        now = datetime.now(UTC)
-        age = (now - record.created_at).total_seconds()
-        answer = await self.ask(record) if cloud_status == "active" else None
-        idle = float(answer["idle_s"]) if answer else None
-        runs = tuple(_running(one) for one in answer["runs"]) if answer else ()
-        return DropletStatus(
-            host=record.name,
-            droplet_id=record.id,
-            cloud_status=cloud_status,
-            region=record.region,
-            size=record.size,
-            usd_per_hour=record.usd_per_hour,
-            usd_so_far=guard.cost(record.usd_per_hour, age),
-            age_s=age,
-            is_reachable=answer is not None,
-            idle_s=idle,
-            until=record.until,
-            idle_limit_s=record.idle_s,
-            self_destruct=_self_destruct(record, answer),
-            ends_in_s=ends_in_s(record, now, None if any(run.is_running for run in runs) else idle),
-            runs=runs,
-        )
+    async def _asked(self, record: DropletRecord, cloud_status: str) -> dict[str, Any] | None:
+        return await self.ask(record) if cloud_status == "active" else None
 
     async def begin(self, *, mends: bool = True, warns: bool = True) -> None:
         """Look at the state as a command begins, once: rebuild one that cannot be read, warn of forgotten droplets.
@@ -344,7 +324,7 @@ class Client:
 
         async def one(record: DropletRecord) -> None:
             answer = await self.ask(record) if record.address is not None and record.is_ready else None
-            runs = tuple(_running(run) for run in answer["runs"]) if answer else ()
+            runs = tuple(running(run) for run in answer["runs"]) if answer else ()
             if any(run.is_running for run in runs):
                 found[record.name] = tuple(run for run in runs if run.is_running)
 
@@ -420,6 +400,28 @@ class Client:
             await to_thread.run_sync(store)
         return facts
 
+    # -- profiles that are here
+
+    async def profile_files(self, path: Path | str, **wishes: Any) -> ProfileReport:
+        """Rank what a profiler wrote, of whichever kind: a file, a directory, or one that `Pool.profile` made.
+
+        `wishes` are `top`, `kernel`, `skip_warmup`, `out`, `against`, `save_as` and `fail_if_slower` of `Pool.profile`,
+        and `opens`, which writes a trace even without `out`. Raises UsageError for what is no profile.
+        """
+        from chisel.client.pool import check_pattern
+        from chisel.client.profiling import profile_files
+
+        check_pattern(wishes.get("kernel"))
+        return await profile_files(self, path, **wishes)
+
+    def view(
+        self, trace: Path, title: str, window_ns: tuple[int, int] | None = None
+    ) -> AbstractAsyncContextManager[View]:
+        """Serve a trace to this machine's browsers at an address nobody can guess: see `chisel.profile.viewer`."""
+        from chisel.client.profiling import view
+
+        return view(trace, title, window_ns)
+
     # -- the project's trees
 
     async def project_state(self) -> ProjectState | None:
@@ -449,8 +451,8 @@ class Client:
         around = [Path(root) for root in (known.synced_roots if known else {}) if Path(root) in (here, *here.parents)]
         return max(around, key=lambda root: len(root.parts)) if around else self.where.project.root.resolve()
 
-    async def remember_sync(self, root: Path, remote: str) -> None:
-        """Record that this tree was synced last."""
+    async def remember_sync(self, root: Path, remote: str, tree_hash: str) -> None:
+        """Record that this tree was synced last, and its hash."""
         project = self.where.project
 
         def change(state: State) -> State:
@@ -462,29 +464,8 @@ class Client:
                 pool=self.pool_name(None),
                 synced_roots=roots,
                 last_root=str(root),
+                tree_hash=tree_hash,
             )
             return replace(state, projects={**state.projects, project.id: entry})
 
         await self.store.update(change)
-
-
-def _self_destruct(record: DropletRecord, answer: Mapping[str, Any] | None) -> str | None:
-    """Return what a droplet itself says of its watchdog; None for one that was made without."""
-    if not record.is_armed:
-        return None
-    if answer is None:
-        return "unknown: it does not answer"
-    said = answer.get("self_destruct")
-    if not said:
-        return "not started yet"
-    return str(said["state"]) + (f": {said['error']}" if said.get("error") else "")
-
-
-def _running(entry: Mapping[str, Any]) -> RunningCommand:
-    return RunningCommand(
-        run_id=RunId(str(entry["run_id"])),
-        line=str(entry["line"]),
-        started_at=datetime.fromtimestamp(float(entry["started_at"]), UTC),
-        is_running=bool(entry["running"]),
-        status=entry.get("status"),
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from chisel.errors import ChiselError, UsageError
-from chisel.events import Notice, ProfileRanked, PullEnded, RunEnded, SyncEnded
-from chisel.figures import ProfileResult
+from chisel.events import Notice, PullEnded, SyncEnded
+from chisel.figures import ProfileReport
 from chisel.model import (
     Bill,
     Host,
@@ -34,8 +35,6 @@ from chisel.runner import (
     belongs,
     describe,
     end_run,
-    new_run_id,
-    run_one,
     run_pool,
     runs_of,
     show_logs,
@@ -45,9 +44,7 @@ from chisel.state import DropletRecord
 
 if TYPE_CHECKING:
     from chisel.client.client import Client
-    from chisel.ssh.connector import Connection
 
-DEFAULT_PROFILE_DIRECTORY = "chisel-profile"
 GRACE = timedelta(seconds=5)
 _LOOK_TIMEOUT_S = 8.0
 
@@ -126,7 +123,7 @@ class Pool:
 
         await self._on_hosts(one)
         if any(result.error is None for result in results.values()):
-            await self._client.remember_sync(root, str(remote))
+            await self._client.remember_sync(root, str(remote), tree.tree_hash)
         synced = [host for host in self.hosts() if results[host.name].error is None]
         for name, trouble in (await set_up(self._client, synced, root, remote)).items():
             results[name] = replace(results[name], error=f"setup: {trouble}", setup_error=trouble)
@@ -344,67 +341,77 @@ class Pool:
         self,
         command: str | Sequence[str],
         *,
+        versus: str | Sequence[str] | None = None,
         traces: Sequence[str] | None = None,
+        counters: Sequence[str] = (),
+        kernel: str | None = None,
+        skip_warmup: int = 0,
+        profiler_args: Sequence[str] = (),
+        driver: str | None = None,
+        build: str | None = None,
         out: Path | str | None = None,
         top: int = 10,
+        sessions: int = 1,
+        against: str | None = None,
+        save_as: str | None = None,
+        fail_if_slower: float | None = None,
+        converts: bool = False,
         env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        timeout: timedelta | None = None,
+        venv: str | None = None,
+        gpus: str | None = None,
         control: Control | None = None,
-    ) -> list[ProfileResult]:
+    ) -> ProfileReport:
         """Run a command under the droplets' profiler, rank the hottest kernels, bring the files below `out`.
 
-        `out` defaults to `./chisel-profile/<time>-<command>/`; several droplets get a directory each inside it.
+        `out` defaults to `./chisel-profile/<time>-<command>/`. `traces` are taken besides kernels (default: memory and
+        hip; see `chisel.profile.drivers`), `counters` are hardware counters. `kernel` (a regular expression) keeps
+        those that match, the first `skip_warmup` dispatches of each are left out. `build` runs first, outside the
+        profiler. `driver` forces one of `rocpd`, `csv`, `v1`.
+
+        `versus` is a second command, B, profiled in turn with the first, A, on the same droplet; `against` names a
+        profile kept by `save_as` to compare with. A comparison needs several `sessions`. Regressions by more than
+        `fail_if_slower` per cent are in the report. With `converts` a droplet that can writes Perfetto's own format.
+
+        A droplet's failure is the `error` of its result. Raises UsageError for wishes that make no sense, before
+        anything runs. Cancelled, it ends the commands, and leaves neither a directory there nor half a one here.
         """
-        from chisel.profile.archive import default_out
-        from chisel.profile.drivers import check_traces
-        from chisel.profile.engine import profile
+        from chisel.client.profiling import environment_of, make_plan, profile_pool
+        from chisel.profile.drivers import Asked, check_counters, check_traces
+        from chisel.profile.order import ProfileOrder
 
-        line = shell_line(command)
-        wanted = check_traces(traces)
-        target = self._client.where.cwd / (out or default_out(Path(DEFAULT_PROFILE_DIRECTORY), line, datetime.now()))  # noqa: DTZ005 - the user's own clock
-        cwd = await self._client.remote_cwd()
-        connector = await self._client.connector(self.hosts())
-        owner = (await self._client.store.read()).owner
-        results: dict[str, ProfileResult] = {}
-
-        async def one(record: DropletRecord, host: Host) -> None:
-            run_id = new_run_id()
-
-            async def execute(connection: Connection, wrapped: str, cwd: str, env: Mapping[str, str]) -> RunResult:
-                del connection  # a link that is lost while the program runs is taken up again
-                order = Order(line=wrapped, cwd=cwd, env=env, owner=owner, shown=line)
-                run = await run_one(connector, host, order, self._client.sink, run_id=run_id, control=control)
-                self._client.sink.emit(RunEnded(host=host.name, result=run))
-                return run
-
-            try:
-                results[host.name] = await profile(
-                    await connector.connect(host),
-                    line,
-                    cwd=cwd,
-                    env=self._client.command_env(env),
-                    traces=wanted,
-                    out=target if len(self) == 1 else target / host.name,
-                    top=top,
-                    execute=execute,
-                    fetch=self._fetch,
-                    probe=record.facts,
-                    run_id=run_id,
-                    sink=self._client.sink,
-                )
-            except ChiselError as error:
-                failed = ProfileResult(host=host.name, status=error.exit_status, error=describe(error))
-                results[host.name] = failed
-                self._client.sink.emit(ProfileRanked(host=host.name, result=failed, top=top))
-
-        async with anyio.create_task_group() as tasks:
-            for record, host in zip(self._records, self.hosts(), strict=True):
-                tasks.start_soon(one, record, host)
-        return [results[name] for name in self.names]
-
-    async def _fetch(self, connection: Any, remote: PurePosixPath, patterns: Sequence[str], local: Path) -> PullResult:
-        from chisel.sync.pull import pull
-
-        return await pull(connection, remote, patterns, local, sink=self._client.sink)
+        variables = self._client.command_env(env)
+        asked = Asked(check_traces(traces), check_counters(counters), None, tuple(profiler_args))
+        orders = [
+            ProfileOrder(
+                line=shell_line(one),
+                asked=asked,
+                kernel=check_pattern(kernel),
+                skip_warmup=skip_warmup,
+                top=top,
+                build=build if index == 0 else None,
+                driver=driver,
+                converts=converts,
+                secrets=environment_of(variables),
+            )
+            for index, one in enumerate([command] if versus is None else [command, versus])
+        ]
+        plan = await make_plan(
+            self._client, orders, out=out, sessions=sessions, against=against, save_as=save_as,
+            fail_if_slower=fail_if_slower,
+        )  # fmt: skip
+        run = Order(
+            line="",
+            cwd=self._where(cwd, await self._client.remote_cwd()),
+            env=variables,
+            owner=(await self._client.store.read()).owner,
+            timeout_s=timeout.total_seconds() if timeout is not None else None,
+            venv=venv,
+            gpus=gpus,
+        )
+        await self._client.connector(self.hosts())
+        return await profile_pool(self._client, list(zip(self._records, self.hosts(), strict=True)), plan, run, control)
 
     async def down(self) -> list[Bill]:
         """Destroy the pool's droplets, confirm that they are gone, and return what each cost."""
@@ -443,6 +450,16 @@ def _source(data: bytes) -> Source:
         return pieces.pop() if pieces else b""
 
     return give
+
+
+def check_pattern(pattern: str | None) -> str | None:
+    """Return a regular expression as it is; raises UsageError for one that is none."""
+    if pattern is not None:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"`{pattern}` is no regular expression: {error}") from error
+    return pattern
 
 
 def shell_line(command: str | Sequence[str]) -> str:

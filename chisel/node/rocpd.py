@@ -1,7 +1,8 @@
-"""Read the SQLite databases (rocpd) that rocprofv3 writes since ROCm 7.0, and take the secrets out of them.
+"""Read the SQLite databases (rocpd) that rocprofv3 writes since ROCm 7.0.
 
-Tables carry a GUID at the end of their names and newer schemas add columns: both are looked up, never assumed. The
-view `top_kernels` is in microseconds and divides whole numbers; dispatches are read from their own table instead.
+Tables carry a GUID at the end of their names, several in a merged file, and newer schemas add columns: both are looked
+up, never assumed. The view `top_kernels` is in microseconds and divides whole numbers; dispatches are read from their
+own table instead. Read: schema 3 (ROCm 7.1) to 3.0.5; 4 keeps times elsewhere (`rocpd_timestamp`) and is refused.
 Standard library only, Python 3.10.
 """
 
@@ -10,102 +11,214 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from array import array
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
-from .rocprofcsv import FormatError
-from .statistics import Kernel
+from . import bulk, halves, sqlitefile
+from .sqlitefile import bin_rows, columns, quoted, text, whole
+from .statistics import Series
+from .tally import FormatError, Kernel, Loads, Shape, Tally, direction_name
 
-_DISPATCH = "rocpd_kernel_dispatch"
+DISPATCH = "rocpd_kernel_dispatch"
 _SYMBOL = "rocpd_info_kernel_symbol"
 _PROCESS = "rocpd_info_process"
+_AGENT = "rocpd_info_agent"
 _STRING = "rocpd_string"
+_COPY = "rocpd_memory_copy"
+_NEEDED = ("kernel_id", "start", "end")
+_SHAPE = (
+    *("workgroup_size_x", "workgroup_size_y", "workgroup_size_z", "grid_size_x", "grid_size_y", "grid_size_z"),
+    *("group_segment_size", "private_segment_size"),
+)
+_KEY = ("kernel_id", "agent_id", "pid", *_SHAPE)
+_LARGE = 200_000
 
 
-def read_dispatches(path: str, kernels: dict[str, Kernel]) -> list[str]:
-    """Add every dispatch of a database; return what was wrong. Raises FormatError for what is no rocpd database."""
-    try:
-        with closing(_open(path)) as database:
-            suffixes = _suffixes(database, _DISPATCH, path)
-            for suffix in suffixes:
-                _read_one(database, suffix, kernels)
-    except sqlite3.Error as error:
-        raise FormatError(f"`{os.path.basename(path)}` cannot be read as a rocpd database: {error}") from error
-    return []
+def read(path: str, tally: Tally, loads: Loads = json.loads) -> None:
+    """Add everything of one database. Raises FormatError for what is no rocpd database, or is of another schema."""
+    with sqlitefile.opened(path) as database:
+        for suffix in suffixes(database, path):
+            session = _Session(database, suffix, path, loads)
+            session.read_dispatches(tally)
+            session.read_copies(tally)
+            session.read_counters(tally)
 
 
-def _read_one(database: sqlite3.Connection, suffix: str, kernels: dict[str, Kernel]) -> None:
-    names = _kernel_names(database, suffix)
-    durations: dict[int, array[int]] = {}
-    for kernel_id, took in database.execute(f'SELECT kernel_id, "end" - start FROM {_table(_DISPATCH, suffix)}'):
-        known = durations.get(kernel_id)
-        if known is None:
-            known = durations[kernel_id] = array("q")
-        known.append(took if took is not None and took > 0 else 0)
-    for kernel_id, found in durations.items():
-        name = names.get(kernel_id, f"kernel {kernel_id}")
-        kernels.setdefault(name, Kernel(name)).durations.extend(found)
+def suffixes(database: sqlite3.Connection, path: str) -> list[str]:
+    """Return the GUID part of every table of dispatches; raises FormatError when there is none we can read."""
+    found = [name[len(DISPATCH) :] for name in sqlitefile.tables(database) if name.startswith(DISPATCH)]
+    name = os.path.basename(path)
+    if not found:
+        raise FormatError(
+            f"`{name}` is no rocpd database that chisel knows: {_version(database)}, no `{DISPATCH}` table"
+        )
+    for suffix in found:
+        lacking = [column for column in _NEEDED if column not in columns(database, DISPATCH + suffix)]
+        if lacking:
+            raise FormatError(
+                f"`{name}` is of a newer schema than chisel reads (3 to 3.0.5): {_version(database)}, `{DISPATCH}` has "
+                f"no column `{lacking[0]}`; update chisel, or convert it: rocpd convert -i {name} -f csv"
+            )
+    return found
 
 
-def _kernel_names(database: sqlite3.Connection, suffix: str) -> dict[int, str]:
-    """Return kernel id to name; kernels whose displayed names were cut to the same text get their full one as well."""
-    table = _table(_SYMBOL, suffix)
-    known = _columns(database, _SYMBOL + suffix)
-    full = "kernel_name" if "kernel_name" in known else "NULL"
-    shown = "display_name" if "display_name" in known else full
-    rows = [(int(id), _text(short) or _text(name), _text(name)) for id, short, name in database.execute(
-        f"SELECT id, {shown}, {full} FROM {table}"
-    )]  # fmt: skip
-    symbols: dict[str, set[str]] = {}
-    for _, short, name in rows:
-        symbols.setdefault(short, set()).add(name)
-    return {id: short if len(symbols[short]) == 1 else f"{short} [{name}]" for id, short, name in rows}
+def _version(database: sqlite3.Connection) -> str:
+    for table in sqlitefile.tables(database):
+        if table.startswith("rocpd_metadata") and {"tag", "value"} <= columns(database, table):
+            found = database.execute(f"SELECT value FROM {quoted(table)} WHERE tag = 'schema_version'").fetchone()
+            if found:
+                return f"its schema is {text(found[0])[:40]}"
+    return "it does not name its schema"
 
 
-def _text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return str(value) if value is not None else ""
+class _Session:
+    """The tables of one GUID: one process, as rocprofv3 writes them."""
 
+    def __init__(self, database: sqlite3.Connection, suffix: str, path: str, loads: Loads = json.loads) -> None:
+        self._loads = loads
+        self._database = database
+        self._suffix = suffix
+        self._path = path
+        self._dispatch = quoted(DISPATCH + suffix)
+        self._has = columns(database, DISPATCH + suffix)
+        self.kernels, self._registers = self._read_symbols()
+        self.processes = self._read_processes()
+        self.gpus = self._read_agents()
 
-# -- secrets
+    # -- what ids stand for
 
+    def rows(self, table: str, wanted: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+        """Give some columns of a table, None for those it lacks."""
+        known = columns(self._database, table + self._suffix)
+        if "id" in known:
+            chosen = ", ".join(quoted(name) if name in known else "NULL" for name in wanted)
+            yield from self._database.execute(f"SELECT {chosen} FROM {quoted(table + self._suffix)}")
 
-def scrub(path: str) -> None:
-    """Blank every variable's value in a database, in place, so that no byte of them remains; names stay.
+    def _read_symbols(self) -> tuple[dict[int, Kernel], dict[int, tuple[int | None, ...]]]:
+        kernels, registers = {}, {}
+        wanted = ("id", "display_name", "kernel_name", "arch_vgpr_count", "accum_vgpr_count", "sgpr_count")
+        for id, shown, name, *counts in self.rows(_SYMBOL, wanted):
+            kernels[id] = Kernel(text(shown) or text(name), text(name))
+            registers[id] = tuple(map(whole, counts))
+        return kernels, registers
 
-    rocpd stores the profiled process's whole environment. Raises FormatError when that cannot be done: such a file
-    must not leave the droplet.
-    """
-    try:
-        with closing(_open(path, writable=True)) as database:
-            database.execute("PRAGMA secure_delete = ON")
-            for suffix in _suffixes(database, _PROCESS, path):
-                _scrub_one(database, suffix)
-            database.commit()
-            database.execute("PRAGMA journal_mode = DELETE")
-            database.execute("VACUUM")
-    except sqlite3.Error as error:
-        raise FormatError(f"`{os.path.basename(path)}` cannot be scrubbed: {error}") from error
+    def _read_processes(self) -> dict[int, str]:
+        return {id: f"process {pid}" for id, pid in self.rows(_PROCESS, ("id", "pid")) if pid is not None}
 
+    def _read_agents(self) -> dict[int, str]:
+        wanted = ("id", "type", "type_index", "name")
+        return {
+            id: f"GPU {number} ({text(name)})" if text(name) else f"GPU {number}"
+            for id, kind, number, name in self.rows(_AGENT, wanted)
+            if text(kind).upper() == "GPU" and number is not None
+        }
 
-def _scrub_one(database: sqlite3.Connection, suffix: str) -> None:
-    table = _table(_PROCESS, suffix)
-    if "environment" not in _columns(database, _PROCESS + suffix):
-        return
-    for rowid, stored in database.execute(f"SELECT rowid, environment FROM {table}").fetchall():
-        database.execute(f"UPDATE {table} SET environment = ? WHERE rowid = ?", (_names_alone(stored), rowid))
+    def strings(self) -> dict[int, str]:
+        """Return every text by its id."""
+        return {id: text(found) for id, found in self.rows(_STRING, ("id", "string"))}
 
+    def process(self, id: object) -> str:
+        """Name a process by what a row says of it."""
+        found = self.processes.get(id) if isinstance(id, int) else None
+        if id is None and len(self.processes) == 1:
+            return next(iter(self.processes.values()))
+        return found or (f"process {id}" if id is not None else "process")
 
-def _names_alone(stored: object) -> str:
-    try:
-        variables = json.loads(_text(stored) or "{}")
-    except ValueError:
-        variables = {}
-    names = variables if isinstance(variables, dict) else {}
-    return json.dumps({str(name): "" for name in names})
+    def gpu(self, id: object) -> str:
+        """Name a GPU by what a row says of it."""
+        found = self.gpus.get(id) if isinstance(id, int) else None
+        return found or (f"GPU agent {id}" if id is not None else "")
+
+    def kernel(self, id: object) -> Kernel:
+        """Return the kernel a row names; one without a symbol is known by its number in this session."""
+        found = self.kernels.get(id) if isinstance(id, int) else None
+        return found if found and found.name else Kernel(f"kernel {id}", f"kernel {id}{self._suffix}")
+
+    # -- dispatches
+
+    def read_dispatches(self, tally: Tally) -> None:
+        """Add every dispatch that has ended; a large table is read by two processes."""
+        bounds = self._database.execute(f"SELECT min(rowid), max(rowid) FROM {self._dispatch}").fetchone()
+        if bounds[0] is None:
+            return
+        low, high = bounds
+        middle = (low + high + 1) // 2
+        is_dense = bulk.is_dense(self._path, low, high)
+        if high - low < _LARGE:
+            self._read_range(self._database, low, high, tally)
+            return
+
+        def half(index: int, into: Tally) -> None:
+            # A connection must not be carried through a fork: each half opens its own.
+            with sqlitefile.opened(self._path) as database:
+                bounds = (low, middle - 1) if index == 0 else (middle, high)
+                if tally.needs_exact_order or not is_dense:
+                    self._read_range(database, *bounds, into)
+                else:
+                    self._read_bulk(database, *bounds, into)
+
+        halves.read_halves(half, tally)
+
+    def _read_bulk(self, database: sqlite3.Connection, low: int, high: int, tally: Tally) -> None:
+        def put(key: tuple[Any, ...], series: Series) -> None:
+            tally.add_series(self.kernel(key[0]), self.process(key[2]), self.gpu(key[1]), series)
+
+        def count(key: tuple[Any, ...], calls: int) -> None:
+            tally.add_launches(self.kernel(key[0]), self._shape(key), calls)
+
+        useless = {"pid"} if len(self.processes) == 1 else set()
+        names = [name if name in self._has - useless else "NULL" for name in _KEY]
+        bulk.Bulk(self._dispatch, names, put, count).read(database, low, high, self._loads)
+
+    def _read_range(self, database: sqlite3.Connection, low: int, high: int, tally: Tally) -> None:
+        """Add the dispatches of some rows: one bin for each kernel, GPU, process and launch."""
+        chosen = ", ".join(name if name in self._has else "NULL" for name in _KEY)
+        query = f'SELECT start, "end" - start, {chosen} FROM {self._dispatch} WHERE rowid BETWEEN ? AND ?'
+        bin_rows(database.execute(query, (low, high)), lambda key, series: self._put(key, series, tally))
+
+    def _put(self, key: tuple[Any, ...], series: Series, tally: Tally) -> None:
+        kernel = self.kernel(key[0])
+        tally.add_series(kernel, self.process(key[2]), self.gpu(key[1]), series)
+        tally.add_launches(kernel, self._shape(key), len(series))
+
+    def _shape(self, key: tuple[Any, ...]) -> Shape:
+        wx, wy, wz, gx, gy, gz, lds, scratch = map(whole, key[3:])
+        vgprs, agprs, sgprs = self._registers.get(key[0], (None, None, None))
+        workgroup = (wx, wy, wz) if wx is not None and wy is not None and wz is not None else None
+        grid = (gx, gy, gz) if gx is not None and gy is not None and gz is not None else None
+        return Shape(workgroup, grid, vgprs, agprs, sgprs, lds, scratch)
+
+    # -- copies and counters
+
+    def read_copies(self, tally: Tally) -> None:
+        """Add memory copies by direction."""
+        known = columns(self._database, _COPY + self._suffix)
+        if not {"name_id", "start", "end"} <= known:
+            return
+        size = "sum(size)" if "size" in known else "NULL"
+        query = f'SELECT name_id, count(*), sum("end" - start), {size} FROM {quoted(_COPY + self._suffix)} GROUP BY 1'
+        strings = self.strings()
+        for name, calls, total, bytes in self._database.execute(query):
+            tally.add_copies(direction_name(strings.get(name, "copy")), calls, int(total or 0), whole(bytes))
+
+    def read_counters(self, tally: Tally) -> None:
+        """Add hardware counters (`--pmc`): their instances of one dispatch are summed, as the tool's own views do."""
+        events, infos = "rocpd_pmc_event" + self._suffix, "rocpd_info_pmc" + self._suffix
+        if not {"event_id", "pmc_id", "value"} <= columns(self._database, events) or "event_id" not in self._has:
+            return
+        known = columns(self._database, infos)
+        name = next((column for column in ("symbol", "name") if column in known), None)
+        if name is None:
+            return
+        pid = "d.pid" if "pid" in self._has else "NULL"
+        query = (
+            f"SELECT d.kernel_id, {pid}, p.{name}, d.start, d.rowid, e.value FROM {quoted(events)} e "
+            f"JOIN {self._dispatch} d ON d.event_id = e.event_id JOIN {quoted(infos)} p ON p.id = e.pmc_id"
+        )
+        for kernel, process, counter, start, row, value in self._database.execute(query):
+            if isinstance(value, (int, float)) and isinstance(start, int):
+                place = (start << 32) + row
+                tally.add_counter(self.kernel(kernel), self.process(process), text(counter), place, value)
 
 
 # -- spans, for a trace viewer
@@ -113,67 +226,49 @@ def _names_alone(stored: object) -> str:
 
 def spans(path: str) -> Iterator[tuple[str, str, str, int, int]]:
     """Give group, lane, name, start and end in ns: dispatches and copies by GPU and queue, calls by thread."""
-    try:
-        with closing(_open(path)) as database:
-            for suffix in _suffixes(database, _DISPATCH, path):
-                yield from _gpu_spans(database, suffix)
-                yield from _call_spans(database, suffix)
-    except sqlite3.Error as error:
-        raise FormatError(f"`{os.path.basename(path)}` cannot be read as a rocpd database: {error}") from error
+    with sqlitefile.opened(path) as database:
+        for suffix in suffixes(database, path):
+            session = _Session(database, suffix, path)
+            yield from _gpu_spans(database, suffix, session)
+            yield from _copy_spans(database, suffix, session)
+            yield from _call_spans(database, suffix, session)
 
 
-def _gpu_spans(database: sqlite3.Connection, suffix: str) -> Iterator[tuple[str, str, str, int, int]]:
-    names = _kernel_names(database, suffix)
-    query = f'SELECT kernel_id, agent_id, queue_id, start, "end" FROM {_table(_DISPATCH, suffix)}'
-    for kernel, agent, queue, start, end in database.execute(query):
-        yield f"GPU agent {agent}", f"queue {queue}", names.get(kernel, f"kernel {kernel}"), start, end
-    if not _columns(database, "rocpd_memory_copy" + suffix):
+def _gpu_spans(
+    database: sqlite3.Connection, suffix: str, session: _Session
+) -> Iterator[tuple[str, str, str, int, int]]:
+    known = columns(database, DISPATCH + suffix)
+    chosen = ", ".join(name if name in known else "NULL" for name in ("agent_id", "queue_id", "stream_id"))
+    query = f'SELECT kernel_id, {chosen}, start, "end" FROM {quoted(DISPATCH + suffix)}'
+    for kernel, agent, queue, stream, start, end in database.execute(query):
+        if isinstance(start, int) and isinstance(end, int):
+            lane = f"queue {queue}" if queue is not None else f"stream {stream}"
+            yield session.gpu(agent), lane, session.kernel(kernel).name, start, end
+
+
+def _copy_spans(
+    database: sqlite3.Connection, suffix: str, session: _Session
+) -> Iterator[tuple[str, str, str, int, int]]:
+    if not {"name_id", "dst_agent_id", "start", "end"} <= columns(database, _COPY + suffix):
         return
-    texts = _strings(database, suffix)
-    query = f'SELECT name_id, dst_agent_id, start, "end" FROM {_table("rocpd_memory_copy", suffix)}'
+    texts = session.strings()
+    query = f'SELECT name_id, dst_agent_id, start, "end" FROM {quoted(_COPY + suffix)}'
     for name, agent, start, end in database.execute(query):
-        yield "memory copies", f"to agent {agent}", texts.get(name, "copy"), start, end
+        if isinstance(start, int) and isinstance(end, int):
+            lane = "to " + (session.gpus.get(agent) or f"agent {agent}")
+            yield "memory copies", lane, direction_name(texts.get(name, "copy")), start, end
 
 
-def _call_spans(database: sqlite3.Connection, suffix: str) -> Iterator[tuple[str, str, str, int, int]]:
-    if not _columns(database, "rocpd_region" + suffix):
+def _call_spans(
+    database: sqlite3.Connection, suffix: str, session: _Session
+) -> Iterator[tuple[str, str, str, int, int]]:
+    known = columns(database, "rocpd_region" + suffix)
+    if not {"name_id", "start", "end"} <= known:
         return
-    texts = _strings(database, suffix)
-    query = f'SELECT name_id, pid, tid, start, "end" FROM {_table("rocpd_region", suffix)}'
+    texts = session.strings()
+    chosen = ", ".join(name if name in known else "NULL" for name in ("pid", "tid"))
+    threads = dict(session.rows("rocpd_info_thread", ("id", "tid")))
+    query = f'SELECT name_id, {chosen}, start, "end" FROM {quoted("rocpd_region" + suffix)}'
     for name, process, thread, start, end in database.execute(query):
-        yield f"process {process}", f"thread {thread}", texts.get(name, "call"), start, end
-
-
-def _strings(database: sqlite3.Connection, suffix: str) -> dict[int, str]:
-    if not _columns(database, _STRING + suffix):
-        return {}
-    return {int(id): _text(text) for id, text in database.execute(f"SELECT id, string FROM {_table(_STRING, suffix)}")}
-
-
-# -- tables
-
-
-def _open(path: str, *, writable: bool = False) -> sqlite3.Connection:
-    uri = "file:" + os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    database = sqlite3.connect(f"{uri}?mode={'rw' if writable else 'ro'}", uri=True)
-    database.text_factory = lambda data: data.decode("utf-8", "replace")
-    return database
-
-
-def _suffixes(database: sqlite3.Connection, table: str, path: str) -> list[str]:
-    """Return the GUID part of every table of a kind; raises FormatError when there is none."""
-    rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    found = [name[len(table) :] for (name,) in rows if name == table or name.startswith(table + "_")]
-    if not found:
-        raise FormatError(f"`{os.path.basename(path)}` is no rocpd database: it has no table `{table}`")
-    return sorted(found)
-
-
-def _table(name: str, suffix: str) -> str:
-    return '"' + (name + suffix).replace('"', '""') + '"'
-
-
-def _columns(database: sqlite3.Connection, table: str) -> set[str]:
-    """Return the columns of a table, none when there is no such table."""
-    rows: list[Any] = database.execute("SELECT name FROM pragma_table_info(?)", (table,)).fetchall()
-    return {str(name) for (name,) in rows}
+        if isinstance(start, int) and isinstance(end, int):
+            yield session.process(process), f"thread {threads.get(thread, thread)}", texts.get(name, "call"), start, end

@@ -1,4 +1,6 @@
-"""Lay a profile's directory out: kernels.csv, trace.json.gz, raw/, and a .gitignore; nothing half-written stays.
+"""Lay a profile's directory out: kernels.csv, profile.json, report.html and a .gitignore beside the trace and raw/.
+
+Nothing half-written stays: a directory is filled beside its place and then renamed into it.
 
 Blocking: call it in a thread.
 """
@@ -9,14 +11,18 @@ import csv
 import re
 import shutil
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from chisel.errors import UsageError
-from chisel.figures import KernelStats
+from chisel.figures import KernelStats, Launch, ProfileReport
+from chisel.profile.report import report_html
+from chisel.profile.saved import Saved, save
 
 TABLE = "kernels.csv"
+REPORT = "report.html"
 _IGNORE = ".gitignore"
+_LAUNCH = ("workgroup", "grid", "vgprs", "agprs", "sgprs", "lds_bytes", "scratch_bytes")
 _COLUMNS = ("name", "calls", "total_ns", "mean_ns", "p50_ns", "p99_ns", "min_ns", "max_ns", "share", "std_ns")
 _NAME_LENGTH = 32
 
@@ -58,13 +64,39 @@ def put_in_place(staging: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def lay_out(directory: Path, report: ProfileReport, *, saved: Saved | None, title: str = "") -> None:
+    """Write what goes beside the trace and the raw files; with a `title` the report as well. Raises OSError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_table(directory, report.ranking.kernels, report.ranking.pseudo)
+    if saved is not None:
+        save(directory, "profile", saved)
+    if title:
+        html = report_html(
+            [*report.before, *report.results],
+            merged=report.ranking,
+            spreads=report.spreads,
+            comparison=report.comparison,
+            title=title,
+            created_at=datetime.now(UTC),
+        )
+        (directory / REPORT).write_text(html, encoding="utf-8", errors="replace")
+
+
 def write_table(directory: Path, kernels: Sequence[KernelStats], pseudo: Sequence[KernelStats]) -> None:
     """Write kernels.csv (times in ns, share from 0 to 1) and the .gitignore; pseudo rows say so in `kind`."""
     (directory / _IGNORE).write_text("*\n")
+    counters = sorted({name for kernel in kernels for name in kernel.counters})
     with (directory / TABLE).open("w", newline="", encoding="utf-8", errors="replace") as out:
         table = csv.writer(out)
-        table.writerow(["rank", "kind", *_COLUMNS])
+        table.writerow(["rank", "kind", *_COLUMNS, *_LAUNCH, *counters])
         for rank, kernel in enumerate(kernels, 1):
-            table.writerow([rank, "kernel", *(getattr(kernel, name) for name in _COLUMNS)])
+            table.writerow([rank, "kernel", *_row(kernel), *(kernel.counters.get(name, "") for name in counters)])
         for row in pseudo:
-            table.writerow(["", "pseudo", *(getattr(row, name) for name in _COLUMNS)])
+            table.writerow(["", "pseudo", *_row(row), *("" for _ in counters)])
+
+
+def _row(kernel: KernelStats) -> list[object]:
+    launch = kernel.launch or Launch()
+    shape = ["x".join(map(str, size)) if size else "" for size in (launch.workgroup, launch.grid)]
+    registers = [getattr(launch, name) for name in _LAUNCH[2:]]
+    return [*(getattr(kernel, name) for name in _COLUMNS), *shape, *registers]

@@ -1,180 +1,150 @@
-"""Profile one command on one droplet: run, rank there, show, bring the files, leave nothing behind."""
+"""Profile one command on one droplet, once: run, rank there, show, bring the files, leave nothing behind."""
 
 from __future__ import annotations
 
 import shlex
-import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
 
 import anyio
-from anyio import to_thread
 
-from chisel.errors import ChiselError, HostUnreachable, RemoteError
-from chisel.events import Notice, ProfileRanked, ProfileSaved, Progress, Sink
-from chisel.figures import ProfileResult, Ranking
-from chisel.model import Host, PullResult, RunResult
-from chisel.node.frames import Frame, Kind
-from chisel.profile.archive import check_out, put_in_place, staging_for, write_table
-from chisel.profile.drivers import check_traces, choose_driver, command_line
-from chisel.profile.rank import decode_ranking, diagnosis
-from chisel.ssh.refusal import remote_error
+from chisel.errors import ChiselError, ConfigError, HostUnreachable, RemoteError
+from chisel.events import Notice, ProfileRanked, Progress
+from chisel.figures import Fingerprint, ProfileResult
+from chisel.model import RunResult
+from chisel.profile.answer import Ready, asking
+from chisel.profile.drivers import Driver, choose_driver, command_line
+from chisel.profile.order import Bench, ProfileOrder
+from chisel.profile.rank import Facts, diagnosis
+from chisel.profile.telemetry import Watch, watching
 
-AGGREGATE_DEADLINE_S = 600.0
-"""How long a droplet may take to rank a profile: about 1 s per million dispatches, and as much again for the trace."""
+PFTRACE = "trace.pftrace"
+_RAW = "raw"
 _REMOVE_DEADLINE_S = 20.0
+_PROBE_DEADLINE_S = 90.0
 _REMOVE_ON_CANCEL_S = 3.0
-_LARGEST_ANSWER_BYTES = 64 << 20
-_PARTS = ("raw", "trace.json.gz")
-
-Execute = Callable[[Any, str, str, Mapping[str, str]], Awaitable[RunResult]]
-Fetch = Callable[[Any, PurePosixPath, Sequence[str], Path], Awaitable[PullResult]]
+_LOOK_S = 0.5
 
 
-class Connection(Protocol):
-    """What profiling needs of a connection."""
+async def profile_once(bench: Bench, order: ProfileOrder, *, into: Path | None, is_part: bool = False) -> ProfileResult:
+    """Run a command under the droplet's profiler and return its kernels in rank order.
 
-    @property
-    def host(self) -> Host:
-        """The droplet it leads to."""
-
-    def node(self, role: str, request: dict[str, Any]) -> Any:
-        """Start a role of the node program."""
-
-    async def shell(self, line: str, *, timeout_s: float) -> Any:
-        """Run a line in the remote shell and return its status and output."""
-
-
-async def profile(
-    connection: Any,
-    line: str,
-    *,
-    cwd: str,
-    env: Mapping[str, str],
-    traces: Sequence[str] | None,
-    out: Path,
-    top: int,
-    execute: Execute,
-    fetch: Fetch,
-    probe: Mapping[str, Any],
-    run_id: str,
-    sink: Sink,
-) -> ProfileResult:
-    """Run `line` under the droplet's profiler and return its kernels in rank order; the files arrive in `out`.
-
-    The table comes first (a ProfileRanked event, after kilobytes), the files second, beside `out` and then renamed
-    into it. The program's own status is the result's. No kernels is an `error` with a diagnosis, and the files come all
-    the same. `probe` is what the droplet's probe found. Raises ConfigError without a profiler, UsageError for an
-    unknown trace or an `out` that holds other things, HostUnreachable, RemoteError. Cancelled, it ends the command and
-    leaves neither a directory on the droplet nor half a one here.
+    The table comes first (a ProfileRanked event, after kilobytes), the files second, into the directory `into`: `raw/`
+    and, where it was asked for and could be made, `trace.pftrace`; None leaves them. The program's own status is the
+    result's. No kernels is an `error` with a diagnosis, and the files come all the same. Raises ConfigError without a
+    profiler, HostUnreachable when the droplet is lost before the program has ended, RemoteError when it refuses.
+    Cancelled, it ends the command and leaves no directory on the droplet.
     """
-    driver, wanted = choose_driver(probe), check_traces(traces)
-    await to_thread.run_sync(check_out, out)
-    remote = f"~/.chisel/profiles/{run_id}"
-    async with _removed_afterwards(connection, remote):
-        run = await execute(connection, command_line(driver, line, wanted, remote), cwd, env)
-        result = ProfileResult(host=connection.host.name, status=run.status, tool=driver.title(), run=run)
+    driver = await _driver(bench, order)
+    remote = f"~/.chisel/profiles/{bench.new_id()}"
+    async with _removed_afterwards(bench, remote):
+        result = await _run(bench, order, driver, remote)
         try:
-            return await _bring(connection, PurePosixPath(remote), result, out, top, fetch, sink)
+            result, ready = await _rank(bench, order, result, remote, is_part)
+            if into is not None:
+                await _fetch(bench, remote, ready, into)
         except ChiselError as error:
-            result = replace(result, status=run.status or error.exit_status, error=error.message)
-            sink.emit(ProfileRanked(host=result.host, result=result, top=top))
-            return result
+            result = replace(result, status=result.status or error.exit_status, error=error.message)
+            bench.sink.emit(ProfileRanked(host=result.host, result=result, top=order.top, is_part=is_part))
+        return result
 
 
-async def _bring(
-    connection: Any, remote: PurePosixPath, result: ProfileResult, out: Path, top: int, fetch: Fetch, sink: Sink
-) -> ProfileResult:
-    async with (
-        connection.node("aggregate", {"directory": str(remote)}) as channel,
-        aclosing(_frames(channel, result.host)) as frames,
-    ):
-        ranking = await _ranking(frames, result.host)
+async def _driver(bench: Bench, order: ProfileOrder) -> Driver:
+    """Choose by what the droplet's probe found; ask again where that will not do: it may have been installed since."""
+    try:
+        return choose_driver(bench.probe, order.driver)
+    except ConfigError:
+        try:
+            with anyio.fail_after(_PROBE_DEADLINE_S):
+                facts = await (await bench.connect()).ask("probe", {})
+        except TimeoutError as error:
+            raise HostUnreachable(f"`{bench.host}` does not say which profiler it has", host=bench.host) from error
+        return choose_driver(facts, order.driver)
+
+
+async def build(bench: Bench, order: ProfileOrder) -> RunResult | None:
+    """Run what is to be built, outside the profiler; None when there is nothing to build."""
+    return await bench.execute(order.build, order.build) if order.build else None
+
+
+async def _run(bench: Bench, order: ProfileOrder, driver: Driver, remote: str) -> ProfileResult:
+    line = command_line(driver, order.line, replace(order.asked, kernel=order.kernel), remote)
+    run: RunResult | None = None
+    trouble: ChiselError | None = None
+    async with watching(await bench.connect(), raw=f"{remote}/{_RAW}") as watch, anyio.create_task_group() as tasks:
+        tasks.start_soon(_show_finalising, bench, watch)
+        try:
+            run = await bench.execute(line, order.line)
+        except ChiselError as error:
+            trouble = error
+        tasks.cancel_scope.cancel()
+    if run is None:
+        raise trouble or RuntimeError("a command has neither ended nor failed")
+    return ProfileResult(
+        host=bench.host,
+        status=run.status,
+        tool=driver.title(),
+        generation=driver.generation,
+        telemetry=watch.telemetry(),
+        fingerprint=Fingerprint(_facts(bench, order, driver, watch.fingerprint())),
+        run=run,
+        is_partial=bench.was_interrupted(),
+    )
+
+
+def _facts(bench: Bench, order: ProfileOrder, driver: Driver, found: Mapping[str, str]) -> dict[str, str]:
+    return {"command": order.line, "profiler": driver.title(), **found, **bench.facts}
+
+
+async def _show_finalising(bench: Bench, watch: Watch) -> None:
+    """Show that an interrupted profiler still writes what it has: that can take it minutes."""
+    while True:
+        await anyio.sleep(_LOOK_S)
+        if bench.was_interrupted():
+            bench.sink.emit(Progress(host=bench.host, task="the profiler writes what it has", done=watch.raw_bytes))
+
+
+async def _rank(
+    bench: Bench, order: ProfileOrder, result: ProfileResult, remote: str, is_part: bool
+) -> tuple[ProfileResult, Ready]:
+    sink, host = bench.sink, result.host
+    if result.is_partial:
+        done = Progress(host=host, task="the profiler writes what it has", done=0, is_done=True)
+        sink.emit(done)
+    async with asking(await bench.connect(), remote, order) as answer:
+        sink.emit(Progress(host=host, task="ranking", done=0, unit="steps"))
+        table = await answer.table()
+        sink.emit(Progress(host=host, task="ranking", done=1, unit="steps", is_done=True))
         result = replace(
             result,
-            ranking=ranking,
-            tool=f"{result.tool}; {ranking.stand_in}" if ranking.stand_in else result.tool,
-            out=out,
-            error=diagnosis(ranking, result.status),
+            ranking=table,
+            tool=f"{result.tool}; {table.stand_in}" if table.stand_in else result.tool,
+            error=diagnosis(table, result.status, Facts(order.line, order.kernel, order.skip_warmup)),
         )
-        sink.emit(ProfileRanked(host=result.host, result=result, top=top))
+        sink.emit(ProfileRanked(host=host, result=result, top=order.top, is_part=is_part))
         await sink.drain()
-        for note in ranking.notes if ranking.kernels else ():
-            sink.emit(Notice(host=result.host, message=note, level="warning"))
-        sink.emit(Progress(host=result.host, task="trace", done=0, unit="steps"))
-        answer = await _ready_to_leave(frames, result.host)
-        sink.emit(Progress(host=result.host, task="trace", done=1, unit="steps", is_done=True))
-    for note in answer.get("withheld") or ():
-        sink.emit(Notice(host=result.host, message=str(note), level="warning"))
-    await _fetch_into(connection, remote, out, ranking, fetch)
-    sink.emit(ProfileSaved(host=result.host, out=out))
-    return result
+        for note in table.notes if table.kernels else ():
+            sink.emit(Notice(host=host, message=note, level="warning"))
+        result = replace(result, ranking=await answer.whole())
+        sink.emit(Progress(host=host, task="making the files fit to leave", done=0, unit="steps"))
+        ready = await answer.ready()
+        sink.emit(Progress(host=host, task="making the files fit to leave", done=1, unit="steps", is_done=True))
+    for note in (*ready.withheld, *ready.notes):
+        sink.emit(Notice(host=host, message=note, level="warning"))
+    return result, ready
 
 
-async def _fetch_into(connection: Any, remote: PurePosixPath, out: Path, ranking: Ranking, fetch: Fetch) -> None:
-    staging = await to_thread.run_sync(staging_for, out)
-    try:
-        fetched = await fetch(connection, remote, _PARTS, staging)
-        if fetched.error:
-            raise RemoteError(
-                f"the profile's files did not come: {fetched.error}", host=connection.host.name, code="no-files"
-            )
-        await to_thread.run_sync(write_table, staging, ranking.kernels, ranking.pseudo)
-        await to_thread.run_sync(put_in_place, staging, out)
-    except OSError as error:
-        raise ChiselError(f"cannot write `{out}`: {error.strerror}") from error
-    finally:
-        with anyio.CancelScope(shield=True):
-            await to_thread.run_sync(partial(shutil.rmtree, staging, ignore_errors=True))
-
-
-async def _ranking(frames: AsyncGenerator[Frame, None], host: str) -> Ranking:
-    data = bytearray()
-    async for frame in frames:
-        if frame.kind == Kind.DATA:
-            data += frame.payload
-            if len(data) > _LARGEST_ANSWER_BYTES:
-                break
-        elif frame.kind == Kind.DATA_END:
-            try:
-                return decode_ranking(bytes(data))
-            except ValueError as error:
-                raise RemoteError(
-                    f"`{host}` sends something that is no ranking: {error}", host=host, code="bad-stream"
-                ) from error
-    raise RemoteError(f"`{host}` sends something that is no ranking", host=host, code="bad-stream")
-
-
-async def _ready_to_leave(frames: AsyncGenerator[Frame, None], host: str) -> dict[str, Any]:
-    async for frame in frames:
-        if frame.kind == Kind.REPLY:
-            answer: dict[str, Any] = frame.json()
-            return answer
-    raise RemoteError(f"`{host}` did not say that its profile is ready", host=host, code="bad-stream")
-
-
-async def _frames(channel: Any, host: str) -> AsyncGenerator[Frame, None]:
-    """Give every frame; one generator for the whole answer, because frames arrive in bunches."""
-    while True:
-        try:
-            with anyio.fail_after(AGGREGATE_DEADLINE_S):
-                found = await channel.receive()
-        except TimeoutError as error:
-            raise HostUnreachable(f"`{host}` did not rank the profile in time", host=host) from error
-        if not found:
-            raise HostUnreachable(f"`{host}` ended the session while it ranked the profile", host=host)
-        for frame in found:
-            if frame.kind == Kind.ERROR:
-                raise remote_error(frame, host)
-            yield frame
+async def _fetch(bench: Bench, remote: str, ready: Ready, into: Path) -> None:
+    parts = (_RAW, PFTRACE) if ready.has_pftrace else (_RAW,)
+    fetched = await bench.fetch(await bench.connect(), PurePosixPath(remote), parts, into, ready.raw_bytes or None)
+    if fetched.error:
+        raise RemoteError(f"the profile's files did not come: {fetched.error}", host=bench.host, code="no-files")
 
 
 @asynccontextmanager
-async def _removed_afterwards(connection: Connection, remote: str) -> AsyncIterator[None]:
+async def _removed_afterwards(bench: Bench, remote: str) -> AsyncIterator[None]:
     """Remove a directory on the droplet at the end, also of a cancellation; a lost droplet keeps it."""
     limit_s = _REMOVE_ON_CANCEL_S
     try:
@@ -183,4 +153,5 @@ async def _removed_afterwards(connection: Connection, remote: str) -> AsyncItera
     finally:
         with anyio.move_on_after(limit_s, shield=True):
             with suppress(ChiselError):
+                connection = await bench.connect()
                 await connection.shell(f'rm -rf "$HOME"/{shlex.quote(remote[2:])}', timeout_s=limit_s)

@@ -7,7 +7,7 @@ output carries `text` where it is valid UTF-8, else `base64`. Money is a decimal
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from decimal import Decimal
@@ -36,9 +36,9 @@ class JsonLines:
         """Write one object; never blocks."""
         self._writer.write(_STDOUT, encode(event))
 
-    def end(self, status: int, source: str) -> None:
-        """Write the last object of a command that was not refused: its status, and whose that is."""
-        self._writer.write(_STDOUT, line("ended", status=status, source=source))
+    def end(self, status: int, source: str, outcome: Mapping[str, Any] | None = None) -> None:
+        """Write the last object of a command that was not refused: its status, whose that is, what came out."""
+        self._writer.write(_STDOUT, line("ended", status=status, source=source, **(outcome or {})))
 
     async def drain(self) -> None:
         """Wait until the reader keeps up."""

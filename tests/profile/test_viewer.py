@@ -16,20 +16,20 @@ import pytest
 from anyio.abc import SocketStream
 
 from chisel.errors import ChiselError, UsageError
-from chisel.node.chrometrace import Span, write_trace
+from chisel.node.chrometrace import Span
 from chisel.profile.viewer import Ui, View, find_ui, serving
 from chisel.profile.viewer.http import Refused, parse, path_for
 from chisel.profile.viewer.life import Life, Limits, ends_at
 from chisel.profile.viewer.server import MOST_CONNECTIONS
 from chisel.profile.viewer.trace import trace_form
 from chisel.profile.viewer.ui import fragment, ui_files
-from tests.profile.traces import CALLS, DISPATCHES, spans
+from tests.profile.traces import CALLS, DISPATCHES, spans, write_chrome
 
 
 @pytest.fixture
 def chrome_trace(tmp_path: Path) -> tuple[Path, Span]:
     made, hot = spans()
-    assert write_trace(made, str(tmp_path / "trace.json.gz")) == DISPATCHES + CALLS
+    assert write_chrome(made, tmp_path / "trace.json.gz") == DISPATCHES + CALLS
     return tmp_path / "trace.json.gz", hot
 
 

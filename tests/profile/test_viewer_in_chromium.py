@@ -13,12 +13,12 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from chisel.node.chrometrace import Span, write_trace
+from chisel.node.chrometrace import Span
 from chisel.profile.viewer import Ui, find_ui, serving
 from chisel.profile.viewer.life import Limits
 from chisel.profile.viewer.ui import seen
 from tests.profile.browser import Tab, chromium
-from tests.profile.traces import CALLS, DISPATCHES, HOT_NS, spans, window_of, write_pftrace
+from tests.profile.traces import CALLS, DISPATCHES, HOT_NS, spans, window_of, write_chrome, write_pftrace
 
 UI_WINDOW = "document.getElementById('ui').contentWindow"
 
@@ -26,7 +26,7 @@ UI_WINDOW = "document.getElementById('ui').contentWindow"
 @pytest.fixture
 def chrome_trace(tmp_path: Path) -> tuple[Path, Span]:
     made, hot = spans()
-    assert write_trace(made, str(tmp_path / "trace.json.gz")) == DISPATCHES + CALLS
+    assert write_chrome(made, tmp_path / "trace.json.gz") == DISPATCHES + CALLS
     return tmp_path / "trace.json.gz", hot
 
 
@@ -105,7 +105,7 @@ async def test_the_ui_shows_every_slice_and_the_hottest_kernel(
 @pytest.mark.timeout(60)
 async def test_the_last_kernel_and_a_pftrace_are_found_as_well(offline_ui: Ui, tmp_path: Path) -> None:
     made, hot = spans(hot_at=DISPATCHES - 1, calls=0)
-    await to_thread.run_sync(write_trace, made, str(tmp_path / "last.json.gz"))
+    await to_thread.run_sync(write_chrome, made, tmp_path / "last.json.gz")
     write_pftrace(made, tmp_path / "trace.pftrace")
     async with (
         serving(tmp_path / "last.json.gz", title="a", window_ns=window_of(hot), ui=offline_ui) as first,

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from chisel.node.chrometrace import Span
+from chisel.node.chrometrace import Span, Track, write_trace
 
 UPTIME_NS = 8_819_330_200_067_564  # a machine's clock after 102 days: where doubles have lost the single nanosecond
 DISPATCHES, CALLS = 300, 40
@@ -31,6 +31,11 @@ def spans(dispatches: int = DISPATCHES, calls: int = CALLS, *, hot_at: int | Non
         for i in range(calls)
     ]
     return made + host, made[hot_at]
+
+
+def write_chrome(spans: Sequence[Span], path: Path) -> int:
+    """Write a Chrome trace as chisel does; return how many spans it holds."""
+    return write_trace([Track("", lambda: spans, 0)], str(path)).spans
 
 
 def window_of(span: Span) -> tuple[int, int]:

@@ -71,6 +71,19 @@ def test_the_loop_works_as_written(reader: User, tmp_path: Path) -> None:
     assert "\nsum,67108864,256," in ended.stdout
 
 
+@pytest.mark.timeout(120)
+def test_the_profiles_work_as_written(reader: User, tmp_path: Path) -> None:
+    steps = [step.split("   #")[0] for step in block_with("chisel profile --build")]
+    before = "chisel up >/dev/null 2>&1; chisel sync ./kernels; chisel run make >/dev/null"
+    with running_sandbox(tmp_path / "cloud") as cloud:
+        ended = bash("\n".join([before, *steps]), reader, **cloud)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stderr.count("hottest kernels") == 5
+    assert "now against main, medians of 5 and 5 sessions" in ended.stderr
+    assert "B against A, medians of 4 and 4 sessions" in ended.stderr
+    assert (reader.cwd / "chisel-profile" / "saved" / "main.json").is_file()
+
+
 def test_the_sandbox_works_as_written(reader: User) -> None:
     script = "\n".join(block_with("chisel sandbox start"))
     try:
@@ -107,7 +120,7 @@ def test_the_python_block_works_as_written(reader: User, tmp_path: Path) -> None
 
 
 def test_every_command_block_is_run_by_a_test() -> None:
-    assert len(CONSOLE) == 4
+    assert len(CONSOLE) == 5
     assert len(PYTHON) == 1
 
 

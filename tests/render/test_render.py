@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chisel import events
-from chisel.figures import KernelStats, ProfileResult, Ranking
+from chisel.figures import ProfileResult
 from chisel.model import (
     Bill,
     DropletId,
@@ -159,18 +159,6 @@ async def test_a_pool_ends_with_a_table_of_statuses() -> None:
     text = err.decode()
     assert "error: a-2: gone [red]" in text
     assert [line.split()[:2] for line in text.splitlines() if line.startswith("a-")] == [["a-1", "0"], ["a-2", "255"]]
-
-
-@pytest.mark.parametrize("width", [40, 80, 200])
-def test_tables_keep_their_width(width: int) -> None:
-    kernel = KernelStats("void k<" + "x" * 300 + "[red]>", 10, 1000, 100.0, 90.0, 200.0, 50, 300, 0.5)
-    text = tables.to_text(
-        tables.kernels(ProfileResult(host="a", status=0, ranking=Ranking(kernels=(kernel,))), 10),
-        width=width,
-        colour=False,
-    )
-    assert max(map(len, text.splitlines())) <= width
-    assert "\x1b" not in text
 
 
 async def test_a_slow_reader_holds_the_sink_back() -> None:

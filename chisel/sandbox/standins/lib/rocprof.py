@@ -173,7 +173,10 @@ def _base(path: str | None) -> str:
 
 
 def _run(line: str, collection: str, results: str, delivery: Delivery) -> int:
-    """Evaluate the command line as the script does, both streams to our standard output and to log.txt."""
+    """Evaluate the command line as the script does, both streams to our standard output and to log.txt.
+
+    It is a shell script: what else it was handed open, its command is handed as well.
+    """
     environment = {**os.environ, COLLECT: collection, "PATH": f".:{os.environ.get('PATH', '')}"}
     evaluated = " ".join(line.split())  # an unquoted $* on the way splits at every space and joins with one
 
@@ -184,7 +187,7 @@ def _run(line: str, collection: str, results: str, delivery: Delivery) -> int:
         signal.signal(signal.SIGINT, interrupted)
     process = subprocess.Popen(
         ["bash", "-c", 'eval "$1"', "bash", evaluated], env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.STDOUT, close_fds=False,
     )  # fmt: skip
     assert process.stdout is not None
     with open(os.path.join(results, "log.txt"), "wb") as log:
