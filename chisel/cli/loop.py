@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import asyncclick as click
@@ -47,7 +46,7 @@ async def profile(
 
     The directory holds kernels.csv, trace.json.gz and the profiler's raw files. The exit status is the program's own.
     """
-    env = environment(pairs, os.environ)
+    env = environment(pairs, session.around.environ)
     traces = [name.strip() for name in trace.split(",") if name.strip()] if trace is not None else None
     async with session.open() as client:
         target = await target_of(client, session, pool, everywhere, on, bring_up)

@@ -25,7 +25,8 @@ def output_options(command: Command) -> Command:
     """Give a command its session as first argument, with `--json`, `--quiet` and `--debug` applied to it."""
 
     @functools.wraps(command)
-    async def with_session(*, json_lines: bool, quiet: bool, debug: bool, **options: Any) -> None:
+    async def with_session(*, json_lines: bool, quiet: bool, debug: bool, no_agent: bool, **options: Any) -> None:
+        del no_agent  # whoever starts this process looks at it
         session = click.get_current_context().ensure_object(Session)
         session.json, session.quiet, session.debug = json_lines, quiet, session.debug or debug
         await command(session, **options)
@@ -33,7 +34,8 @@ def output_options(command: Command) -> Command:
     json_lines = click.option("--json", "json_lines", is_flag=True, help="Write versioned JSON lines to stdout.")
     quiet = click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
     debug = click.option("--debug", is_flag=True, hidden=True)
-    dressed: Command = json_lines(quiet(debug(with_session)))
+    agent = click.option("--no-agent", is_flag=True, help="Do it without the background agent (see chisel agent).")
+    dressed: Command = json_lines(quiet(agent(debug(with_session))))
     return dressed
 
 

@@ -61,7 +61,7 @@ async def end_what_is_over(client: Client) -> None:
     """
     records = [record for pool in (await client.recorded()).values() for record in pool]
     now = datetime.now(UTC)
-    _warn_of_ends(client, records, now)
+    warn_of_ends(client, records)
     due = [record for record in records if is_due(record, now)]
     if not due or not await to_thread.run_sync(_is_turn, client.paths.cache_dir / "care"):
         return
@@ -92,7 +92,9 @@ def is_due(record: DropletRecord, now: datetime) -> bool:
     return bool(record.idle_s) and not record.is_armed and record.is_ready and has_age and not is_kept
 
 
-def _warn_of_ends(client: Client, records: Sequence[DropletRecord], now: datetime) -> None:
+def warn_of_ends(client: Client, records: Sequence[DropletRecord]) -> None:
+    """Warn of droplets whose time is soon over."""
+    now = datetime.now(UTC)
     for record in records:
         if record.until is not None and now < record.until <= now + WARN_BEFORE:
             minutes = (record.until - now).total_seconds() / 60

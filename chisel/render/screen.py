@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -90,6 +90,20 @@ class Screen:
         self._hosts = tuple(hosts)
         if self._files is not None:
             self._files.expect(self._hosts)
+
+    def take_up(self, tails: Mapping[str, Mapping[events.Stream, bytes]], results: Sequence[RunResult]) -> None:
+        """Go on where another screen stopped: what it held back of lines (see `tails`), and who had ended."""
+        for host, held in tails.items():
+            for stream, tail in held.items():
+                key = (host, stream)
+                self._prefixers[key] = self._prefixer(events.Output(host=host, stream=stream, data=b"", offset=0))
+                self._prefixers[key].hold(tail)
+        self._results += results
+
+    def tails(self, host: str) -> dict[events.Stream, bytes]:
+        """Return what is held back of a droplet's unfinished lines."""
+        found = {stream: self._prefixers.get((host, stream)) for stream in STREAMS}
+        return {stream: one.tail for stream, one in found.items() if one is not None and one.tail}
 
     def emit(self, event: events.Event) -> None:
         """Show one event; never blocks."""

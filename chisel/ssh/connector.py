@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import asyncssh
 from anyio import to_thread
+from anyio.abc import TaskGroup
 
 from chisel.errors import HostUnreachable, NotReady
 from chisel.model import Host
@@ -23,6 +24,7 @@ from chisel.ssh.link import Link
 from chisel.ssh.pipelined import AGREED, READ_IN, Ahead, NotPipelined, connect_pipelined, would_agree
 from chisel.ssh.program import NodeProgram, pack_node_program
 from chisel.ssh.refusal import remote_error
+from chisel.ssh.reserve import WINDOW, Reserve
 from chisel.ssh.silence import Listening
 from chisel.ssh.translate import translated
 
@@ -36,6 +38,7 @@ MOST_REQUEST_BYTES = 48 << 10
 _FOLLOWED = frozenset({"supervise", "attach"})
 _SECRET = frozenset({"hostkey"})
 _CLOSE_S = 2.0
+_ANSWER_S = 1.5
 _KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr")
 
@@ -63,22 +66,29 @@ class ShellAnswer:
 
 @asynccontextmanager
 async def open_connector(
-    client_key: KeyPair | Path, *, deadlines: Deadlines | None = None, departures: Departures | None = None
+    client_key: KeyPair | Path,
+    *,
+    deadlines: Deadlines | None = None,
+    departures: Departures | None = None,
+    reserve: Mapping[str, int] | None = None,
 ) -> AsyncIterator[Connector]:
     """Give the keeper of connections that log in with this key; leaving closes them all, in bounded time.
 
-    `departures` are sockets that are on their way already; who made them closes those that were of no use.
+    `departures` are sockets that are on their way already; who made them closes those that were of no use. `reserve`
+    says how many sessions of which role every connection keeps ready (see `chisel.ssh.reserve`).
     """
     pair = (
         await to_thread.run_sync(load_or_create_client_key, client_key) if isinstance(client_key, Path) else client_key
     )
     program = await to_thread.run_sync(pack_node_program)
-    connector = Connector(pair, program, deadlines or Deadlines(), departures)
-    try:
-        yield connector
-    finally:
-        with anyio.move_on_after(_CLOSE_S, shield=True):
-            await connector.close()
+    async with anyio.create_task_group() as tasks:
+        connector = Connector(pair, program, deadlines or Deadlines(), departures, (tasks, reserve or {}))
+        try:
+            yield connector
+        finally:
+            with anyio.move_on_after(_CLOSE_S, shield=True):
+                await connector.close()
+            tasks.cancel_scope.cancel()
 
 
 class Connector:
@@ -88,10 +98,16 @@ class Connector:
     """
 
     def __init__(
-        self, pair: KeyPair, program: NodeProgram, deadlines: Deadlines, departures: Departures | None = None
+        self,
+        pair: KeyPair,
+        program: NodeProgram,
+        deadlines: Deadlines,
+        departures: Departures | None,
+        reserve: tuple[TaskGroup, Mapping[str, int]],
     ) -> None:
         self.plain: set[Host] = set()
         self._departures = departures
+        self._reserve = reserve
         self._key = asyncssh.import_private_key(pair.private_openssh)
         self._program = program
         self._deadlines = deadlines
@@ -108,11 +124,13 @@ class Connector:
         """
         async with self._locks.setdefault(host, anyio.Lock()):
             known = self._connections.get(host)
-            if known is not None and not known.is_lost:
+            if known is not None and await known.is_alive():
                 return known
+            self.forget(host)
             first = await self._open(host, ahead)
-            fresh = Connection(host, first, self._program, self._deadlines, self._open)
+            fresh = Connection(host, first, self._program, self._deadlines, self._open, self._reserve)
             self._connections[host] = fresh
+            fresh.fill_reserve()
             return fresh
 
     @asynccontextmanager
@@ -140,6 +158,16 @@ class Connector:
         """Connect where needed and start a role that gives one answer, in one go: see `Connection.ask`."""
         async with self.node(host, role, request) as channel:
             return await _answer(channel, host, role)
+
+    def is_warm(self, host: Host) -> bool:
+        """Say whether there is a connection to a host, nothing is known against it, and its reserve is full."""
+        known = self._connections.get(host)
+        return known is not None and known.is_warm
+
+    def doubt(self) -> None:
+        """Have every connection asked for a sign of life before it is used again: this machine has slept."""
+        for connection in self._connections.values():
+            connection.is_doubted = True
 
     def forget(self, host: Host) -> None:
         """Close the connection to a host, if there is one, without waiting."""
@@ -243,8 +271,11 @@ class Connection:
         program: NodeProgram,
         deadlines: Deadlines,
         more: Callable[[Host], Awaitable[Link]],
+        reserve: tuple[TaskGroup, Mapping[str, int]],
     ) -> None:
         self.host = host
+        self.is_doubted = False
+        self._reserve = Reserve(*reserve, self._begin)
         self._links = [first]
         self._program = program
         self._deadlines = deadlines
@@ -256,6 +287,23 @@ class Connection:
     def is_lost(self) -> bool:
         """Say whether the first of its links has ended."""
         return self._links[0].is_lost
+
+    @property
+    def is_warm(self) -> bool:
+        """Say whether the next command can begin at once."""
+        return not self.is_lost and not self.is_doubted and self._reserve.is_full
+
+    async def is_alive(self) -> bool:
+        """Say whether it can be used; one in doubt is asked."""
+        if self.is_doubted and not self.is_lost:
+            if not await self._links[0].answers(_ANSWER_S):
+                return False
+            self.is_doubted = False
+        return not self.is_lost
+
+    def fill_reserve(self) -> None:
+        """Have the sessions in reserve started that are missing."""
+        self._reserve.fill()
 
     def abort(self) -> None:
         """Drop the connection at once."""
@@ -271,7 +319,16 @@ class Connection:
 
     @asynccontextmanager
     async def _link(self) -> AsyncIterator[Link]:
-        """Give a link with room for a session, opening another where all are full."""
+        """Give a link with room for a session."""
+        link = await self._link_with_room()
+        link.sessions += 1
+        try:
+            yield link
+        finally:
+            link.sessions -= 1
+
+    async def _link_with_room(self) -> Link:
+        """Return a link with room for a session, opening another where all are full."""
         link = next((one for one in self._links if one.has_room), None)
         if link is None:
             async with self._opening:
@@ -281,11 +338,18 @@ class Connection:
                         raise HostUnreachable(f"the connection to `{self.host.name}` was lost", host=self.host.name)
                     link = await self._more(self.host)
                     self._links = [self._links[0], *(one for one in self._links[1:] if not one.is_lost), link]
+        return link
+
+    async def _begin(self, role: str) -> tuple[Link, NodeChannel]:
+        """Start a role that waits for its request; its place on the link is the caller's to give back."""
+        link = await self._link_with_room()
         link.sessions += 1
         try:
-            yield link
-        finally:
+            ahead = Ahead(NodeSession(self.host), start_line(self._program.sha256, role), {}, WINDOW)
+            return link, await self._start(link, role, None, ahead)
+        except BaseException:
             link.sessions -= 1
+            raise
 
     @asynccontextmanager
     async def node(
@@ -297,15 +361,20 @@ class Connection:
         Leaving closes the channel: the role sees the end of its input and ends. Raises HostUnreachable (`was_asked`
         tells whether the request was on its way), and NotReady when something else than the program answers.
         """
-        async with self._link() as link:
+        was_sent = ahead is not None and ahead.channel is not None
+        spare = None if was_sent else await self._reserve.take(role)
+        async with self._link() if spare is None else _taken(spare[0]) as link:
             is_followed = role in _FOLLOWED
             if is_followed:
                 link.follow()
             try:
-                if ahead is None or ahead.channel is None:
-                    ahead = _ahead(self.host, self._program, role, request, window or DEFAULT_WINDOW)
-                    ahead.env = {} if self._drops_environment else ahead.env
-                channel = await self._start(link, role, request, ahead)
+                if spare is not None:
+                    channel = await self._ask_spare(spare[1], request, window or DEFAULT_WINDOW)
+                else:
+                    if ahead is None or not was_sent:
+                        ahead = _ahead(self.host, self._program, role, request, window or DEFAULT_WINDOW)
+                        ahead.env = {} if self._drops_environment else ahead.env
+                    channel = await self._start(link, role, request, ahead)
                 try:
                     yield channel
                 finally:
@@ -313,6 +382,18 @@ class Connection:
             finally:
                 if is_followed:
                     link.unfollow()
+
+    async def _ask_spare(self, channel: NodeChannel, request: dict[str, Any], window: int) -> NodeChannel:
+        """Send a waiting role its request; all it says from then on is its answer."""
+        try:
+            channel.widen(window)
+            await channel.send_json(Kind.REQUEST, request)
+        except BaseException as error:
+            await channel.close()
+            if isinstance(error, HostUnreachable):
+                error.was_asked = True
+            raise
+        return channel
 
     async def ask(self, role: str, request: dict[str, Any]) -> dict[str, Any]:
         """Start a role that gives one answer, and return it.
@@ -323,7 +404,8 @@ class Connection:
         async with self.node(role, request) as channel:
             return await _answer(channel, self.host, role)
 
-    async def _start(self, link: Link, role: str, request: dict[str, Any], ahead: Ahead) -> NodeChannel:
+    async def _start(self, link: Link, role: str, request: dict[str, Any] | None, ahead: Ahead) -> NodeChannel:
+        """Start a role; without a request it is left waiting for it."""
         for ships in (False, True):
             if ships:
                 line = install_line(self._program.sha256, role, len(self._program.data))
@@ -335,7 +417,7 @@ class Connection:
                     with translated(self.host, f"starting `{role}`"), anyio.fail_after(self._deadlines.hello_s):
                         if ships:
                             await channel.send_raw(self._program.data)
-                        if ships or not ahead.env:
+                        if request is not None and (ships or not ahead.env):
                             was_asked = True
                             with suppress(HostUnreachable):  # it may have ended, saying why: greet tells
                                 await channel.send_json(Kind.REQUEST, request)
@@ -394,6 +476,15 @@ class Connection:
                     async with sftp.open(new, "wb", asyncssh.SFTPAttrs(permissions=mode)) as out:
                         await out.write(data)
                     await sftp.posix_rename(new, str(path))
+
+
+@asynccontextmanager
+async def _taken(link: Link) -> AsyncIterator[Link]:
+    """Give back a session's place that was taken before."""
+    try:
+        yield link
+    finally:
+        link.sessions -= 1
 
 
 async def _answer(channel: NodeChannel, host: Host, role: str) -> dict[str, Any]:
