@@ -5,6 +5,7 @@ Nothing is imported before the agent has been asked but what that takes: a comma
 
 from __future__ import annotations
 
+import posix
 import sys
 
 from chisel.agent import wire
@@ -21,7 +22,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit status; Ctrl-C during the start is 130 without a traceback."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        found = wire.call(words)
+        found = wire.call(words, posix.environ)
         status = found if isinstance(found, int) else _run_here(words, found)
     except KeyboardInterrupt:
         status = 130
@@ -44,7 +45,7 @@ def _run_here(words: list[str], remains: wire.Remains | None) -> int:
         from chisel.agent.start import start
 
         flush(status)
-        start(words)
+        start(words, posix.environ)
     return status
 
 
@@ -60,6 +61,4 @@ def flush(status: int) -> int:
 
 def leave(status: int) -> NoReturn:
     """Flush and end, not waiting for a thread that is stuck in a write to a stalled reader."""
-    import posix
-
-    posix._exit(flush(status))  # to take the interpreter apart takes 20 ms, and nothing is left for it to do
+    posix._exit(flush(status))  # to take the interpreter apart takes 20 ms, and nothing is left to do  # noqa: SLF001 - `os`'s own

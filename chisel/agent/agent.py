@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import posix
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -34,27 +33,35 @@ def paths_of(environ: dict[str, str]) -> Paths:
     return resolve_paths(environ, Path(environ.get("HOME") or "/"))
 
 
-def run(command_line: CommandLine, lock: int) -> None:
+def decoded(environ: dict[bytes, bytes]) -> dict[str, str]:
+    """Return an environment as text."""
+    return {os.fsdecode(name): os.fsdecode(value) for name, value in environ.items()}
+
+
+def run(command_line: CommandLine, lock: int, environ: dict[bytes, bytes]) -> None:
     """Serve until it is time to end; `lock` is the descriptor that says that this is the only agent."""
     detach(lock)
     forbid_core_dumps()
     raise_limits()
-    paths = paths_of(dict(os.environ))
+    paths = paths_of(decoded(environ))
     log = Log(paths.cache_dir / LOG_NAME)
-    anyio.run(partial(_Agent(paths, log, command_line, lock).live), backend="asyncio")
+    anyio.run(partial(_Agent(paths, log, command_line, lock, environ).live), backend="asyncio")
 
 
 class _Agent:
     """One agent's life."""
 
-    def __init__(self, paths: Paths, log: Log, command_line: CommandLine, lock: int) -> None:
+    def __init__(
+        self, paths: Paths, log: Log, command_line: CommandLine, lock: int, environ: dict[bytes, bytes]
+    ) -> None:
+        self._environ = environ
         self._paths = paths
         self._log = log
         self._command_line = command_line
         self._lock = lock
         self._began_at = datetime.now(UTC)
         self._sources = Sources([paths.client_key])
-        self._path = wire.place_of(posix.environ)[1]
+        self._path = wire.place_of(environ)[1]
         self._warm: Warm | None = None
         self._is_warm = anyio.Event()
         self._server: Server | None = None
@@ -80,7 +87,7 @@ class _Agent:
     def _greeting(self, state: bytes) -> list[bytes]:
         if state == wire.READY and self._sources.have_changed():
             state = wire.FINISHING
-        return wire.greeting(posix.environ, state)
+        return wire.greeting(self._environ, state)
 
     def _facts(self) -> bytes:
         assert self._server is not None
@@ -112,7 +119,7 @@ class _Agent:
             await warm.keep()
 
     async def _end_when_idle(self, server: Server, mine: os.stat_result) -> None:
-        config = await anyio.to_thread.run_sync(load_config, self._paths, dict(os.environ))
+        config = await anyio.to_thread.run_sync(load_config, self._paths, decoded(self._environ))
         idle_s = config.agent_idle.total_seconds()
         while server.under_way or anyio.current_time() - server.last_at < idle_s:
             await anyio.sleep(min(_LOOK_S * 10, idle_s / 10))

@@ -74,7 +74,7 @@ class Sources:
         """Say whether a module of chisel that is loaded, or another file of interest, differs from when it was seen."""
         modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "chisel"]
         files = [file for module in modules if (file := getattr(module, "__file__", None))]
-        return any([self._differs(file) for file in (*files, *self._more)])
+        return sum(self._differs(file) for file in (*files, *self._more)) > 0  # every one is to be looked at
 
     def _differs(self, file: str) -> bool:
         try:

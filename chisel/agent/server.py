@@ -144,7 +144,7 @@ class Server:
         facts: Callable[[], bytes],
         say: Callable[[str], None],
     ) -> None:
-        """Take what to say first (for a state), what runs a command line, what to answer to `chisel agent status`, a log.
+        """Take what to say first (for a state), what runs a command line, the facts about this agent, and a log.
 
         Before each caller `greeting` decides with FINISHING whether this program is still the right one.
         """
@@ -160,11 +160,10 @@ class Server:
 
     async def listen(self, listener: socket.socket) -> None:
         """Take callers until it is time to finish; returns when the last of them has been served."""
-        async with anyio.create_task_group() as callers:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._accept, listener, callers)
-                await self.finishing.wait()
-                tasks.cancel_scope.cancel()
+        async with anyio.create_task_group() as callers, anyio.create_task_group() as tasks:
+            tasks.start_soon(self._accept, listener, callers)
+            await self.finishing.wait()
+            tasks.cancel_scope.cancel()
 
     async def _accept(self, listener: socket.socket, callers: anyio.abc.TaskGroup) -> None:
         while True:

@@ -4,41 +4,41 @@ from __future__ import annotations
 
 import fcntl
 import os
-import posix
 import sys
 from contextlib import suppress
 
 from chisel.agent import wire
 
 STARTS = frozenset({"up", "run", "sync", "profile", "pull", "push", "logs", "attach", "kill", "status"})
+Environ = dict[bytes, bytes]
 LOG_NAME = "agent.log"
 _PROGRAM = "import sys; from chisel.entry import main; main(['agent', 'serve', '--lock', sys.argv[1]])"
 
 
-def start(words: list[str]) -> None:
+def start(words: list[str], environ: Environ) -> None:
     """Start the agent unless there is one, or the command or the environment says that none is wanted.
 
     Returns at once; nothing raises: without an agent everything works.
     """
-    if words[0] not in STARTS or "--no-agent" in words or wire.is_off(posix.environ):
+    if words[0] not in STARTS or "--no-agent" in words or wire.is_off(environ):
         return
     with suppress(OSError):
-        descriptor = take_lock()
+        descriptor = take_lock(environ)
         if descriptor is None:
             return
         try:
             os.set_inheritable(descriptor, True)
-            _spawn(descriptor)
+            _spawn(descriptor, environ)
         finally:
             os.close(descriptor)
 
 
-def take_lock() -> int | None:
+def take_lock(environ: Environ) -> int | None:
     """Return a descriptor that holds the agent's lock until it and its copies are closed; None where somebody has it.
 
     Makes the directory. Raises OSError where it is not ours alone or cannot be made.
     """
-    directory, path = wire.place_of(posix.environ)
+    directory, path = wire.place_of(environ)
     with suppress(FileExistsError):
         os.makedirs(directory, 0o700)
     if not wire.is_ours(directory):
@@ -53,7 +53,7 @@ def take_lock() -> int | None:
     return descriptor
 
 
-def _spawn(descriptor: int) -> None:
+def _spawn(descriptor: int, environ: Environ) -> None:
     """Start Python with nothing of ours but the lock; it makes itself a session of its own."""
     nowhere = os.devnull
     actions = [
@@ -63,5 +63,5 @@ def _spawn(descriptor: int) -> None:
     ]
     # -P: what lies in the current directory is not to be imported
     os.posix_spawn(
-        sys.executable, [sys.executable, "-P", "-c", _PROGRAM, str(descriptor)], posix.environ, file_actions=actions
+        sys.executable, [sys.executable, "-P", "-c", _PROGRAM, str(descriptor)], environ, file_actions=actions
     )

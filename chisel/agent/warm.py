@@ -125,7 +125,8 @@ def hosts_of(state: State) -> Iterable[Host]:
 async def open_warm(paths: Paths, say: Callable[[str], None]) -> AsyncIterator[Warm]:
     """Give the connections; leaving closes them."""
     await to_thread.run_sync(load_asyncssh)
-    from chisel.ssh.connector import Deadlines, open_connector
+    from chisel.ssh.connection import Deadlines
+    from chisel.ssh.connector import open_connector
 
     deadlines = Deadlines(keepalive_s=KEEPALIVE_S, keepalive_count=KEEPALIVE_COUNT)
     async with open_connector(paths.client_key, deadlines=deadlines, reserve=_RESERVE) as connector:

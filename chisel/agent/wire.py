@@ -8,14 +8,14 @@ Standard library only, and of that only what is built in: no `os`, no `socket`, 
    meanwhile the client sends SIGNAL, INPUT (when told to by WANT) and SEEN (how many parts it has written).
 
 The client writes the output itself. So its descriptors are never touched by anybody else, a reader that stalls holds up
-nobody but its own command, and when the agent dies the client knows to the byte what has been written: each PART carries,
-beside its bytes, the place in every droplet's output that is reached with it (`Remains`), and nothing of it is written
-before all of it has come. From there the command goes on without the agent.
+nobody but its own command, and when the agent dies the client knows to the byte what has been written: each PART
+carries, beside its bytes, the place in every droplet's output that is reached with it (`Remains`), and nothing of it is
+written before all of it has come. From there the command goes on without the agent.
 """
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # typeshed knows the module around it only
 import _socket
 import posix
 import sys
@@ -173,9 +173,8 @@ def write_all(descriptor: int, data: bytes) -> None:
 # -- the client
 
 
-def call(words: list[str]) -> int | Remains | None:
+def call(words: list[str], environ: dict[bytes, bytes]) -> int | Remains | None:
     """Have the agent run a command line; return its status, None to go the full way, or what remains of it."""
-    environ: dict[bytes, bytes] = posix.environ
     if not words or words[0] not in SERVED or is_off(environ):
         return None
     if "--no-agent" in words or "--tty" in words or sys.getfilesystemencoding() != "utf-8":
@@ -265,6 +264,8 @@ class _Call:
         self._parts = 0
         self._unseen_bytes = 0
         self._wants_input = False
+        self._is_sending = False
+        self._waiting = b""
         self._broken: set[int] = set()
         self._request = self._described(words, environ)
 
@@ -289,7 +290,7 @@ class _Call:
         """Send the call and do what comes; the agent's end without a status leaves what remains."""
         before = self._forward_signals()
         try:
-            self._connection.sendall(frame(CALL, self._request))
+            self._send(frame(CALL, self._request))
             while True:
                 found = self._next()
                 if found is None:
@@ -311,6 +312,19 @@ class _Call:
             for number, handler in before:
                 _signal.signal(number, handler)
 
+    def _send(self, data: bytes) -> None:
+        """Send whole frames, then the signals that came meanwhile; that the agent is gone is found out by receiving."""
+        self._waiting = data + self._waiting
+        while self._waiting:
+            data, self._waiting = self._waiting, b""
+            self._is_sending = True
+            try:
+                self._connection.sendall(data)
+            except OSError:
+                self._waiting = b""
+            finally:
+                self._is_sending = False
+
     # -- signals
 
     def _forward_signals(self) -> list[tuple[int, Any]]:
@@ -318,10 +332,9 @@ class _Call:
 
         def send(number: int, _: object) -> None:
             self._remains.signals.append(number)
-            try:
-                self._connection.sendall(frame(SIGNAL, bytes([number])))
-            except OSError:
-                pass  # it has ended: whoever receives finds out
+            self._waiting += frame(SIGNAL, bytes([number]))
+            if not self._is_sending:  # a handler may run in the middle of a frame
+                self._send(b"")
 
         heeded = [number for number in (_INT, _TERM, _HUP) if _signal.getsignal(number) != _signal.SIG_IGN]
         return [(number, _signal.signal(number, send)) for number in heeded]
@@ -339,7 +352,7 @@ class _Call:
                     write_all(descriptor, data)
                 except OSError:
                     self._broken.add(descriptor)
-                    self._connection.sendall(frame(BROKEN, bytes([descriptor])))
+                    self._send(frame(BROKEN, bytes([descriptor])))
         if places:
             found = unpack(places)
             for index in range(0, len(found), 2):
@@ -348,7 +361,7 @@ class _Call:
         self._unseen_bytes += len(payload)
         if self._unseen_bytes >= _SEEN_EVERY_BYTES:
             self._unseen_bytes = 0
-            self._connection.sendall(frame(SEEN, self._parts.to_bytes(8, "big")))
+            self._send(frame(SEEN, self._parts.to_bytes(8, "big")))
 
     # -- input
 
@@ -357,8 +370,8 @@ class _Call:
         while self._wants_input:
             import select
 
-            ready = select.select([self._connection, 0], [], [])[0]
-            if self._connection in ready:
+            number = self._connection.fileno()
+            if number in select.select([number, 0], [], [])[0]:
                 break
             self._wants_input = False
             try:
@@ -367,7 +380,7 @@ class _Call:
                 data = b""
             self._remains.held += data
             self._remains.has_input_ended = not data
-            self._connection.sendall(frame(INPUT, data))
+            self._send(frame(INPUT, data))
         return receive(self._connection)
 
     def _given(self, offset: int) -> None:

@@ -33,7 +33,7 @@ async def serve(session: Session, lock: int | None) -> None:
     """Be the agent."""
     from chisel.agent.start import take_lock
 
-    session.serves_with = take_lock() if lock is None else lock
+    session.serves_with = take_lock(posix.environ) if lock is None else lock
 
 
 @agent.command()

@@ -7,6 +7,7 @@ report it; its traceback shows only under `--debug`.
 from __future__ import annotations
 
 import os
+import posix
 import signal
 import traceback
 from collections.abc import Sequence
@@ -116,7 +117,7 @@ def _run_here(session: Session, arguments: Sequence[str], sockets: Sockets | Non
         from chisel.agent.agent import run
         from chisel.cli.served import handle
 
-        run(handle, session.serves_with)
+        run(handle, session.serves_with, posix.environ)
     return status
 
 

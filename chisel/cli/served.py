@@ -39,7 +39,7 @@ async def handle(caller: Caller, connector: Any) -> int | None:
     session.connector, session.family = connector, RunId(caller.family)
     try:
         return await run_under(caller.signals, session, caller.words, {})
-    except BaseException as error:  # noqa: BLE001 - the boundary where errors become text and status
+    except BaseException as error:
         found = list(leaves(error))
         if any(isinstance(leaf, anyio.get_cancelled_exc_class()) for leaf in found):
             raise

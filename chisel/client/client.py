@@ -28,7 +28,7 @@ from anyio import to_thread
 
 from chisel import guard
 from chisel.client.pool import Pool, by_number
-from chisel.client.protection import DEFAULT_IDLE, ends_in_s, protection, protection_notice
+from chisel.client.protection import DEFAULT_IDLE, ends_in_s, protection, protection_notice, self_destruct_of
 from chisel.config import Config, Project, find_project, load_config, save_token
 from chisel.errors import ConfigError, HostUnreachable, RemoteError, UsageError
 from chisel.events import Facts, Notice, NullSink, Sink, StatusReported, SweepReported
@@ -291,7 +291,7 @@ class Client:
             idle_s=idle,
             until=record.until,
             idle_limit_s=record.idle_s,
-            self_destruct=_self_destruct(record, answer),
+            self_destruct=self_destruct_of(record, answer),
             ends_in_s=ends_in_s(record, now, None if any(run.is_running for run in runs) else idle),
             runs=runs,
         )
@@ -480,18 +480,6 @@ class Client:
             return replace(state, projects={**state.projects, project.id: entry})
 
         await self.store.update(change)
-
-
-def _self_destruct(record: DropletRecord, answer: Mapping[str, Any] | None) -> str | None:
-    """Return what a droplet itself says of its watchdog; None for one that was made without."""
-    if not record.is_armed:
-        return None
-    if answer is None:
-        return "unknown: it does not answer"
-    said = answer.get("self_destruct")
-    if not said:
-        return "not started yet"
-    return str(said["state"]) + (f": {said['error']}" if said.get("error") else "")
 
 
 def _running(entry: Mapping[str, Any]) -> RunningCommand:

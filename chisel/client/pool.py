@@ -46,7 +46,7 @@ from chisel.state import DropletRecord
 
 if TYPE_CHECKING:
     from chisel.client.client import Client
-    from chisel.ssh.connector import Connection
+    from chisel.ssh.connection import Connection
 
 DEFAULT_PROFILE_DIRECTORY = "chisel-profile"
 GRACE = timedelta(seconds=5)

@@ -109,8 +109,9 @@ def _write_all(descriptor: int, chunks: list[bytes] | Iterator[bytes]) -> None:
 
 @asynccontextmanager
 async def open_writer(writer: Writer | None = None) -> AsyncIterator[Writer]:
-    """Give a writer, of another kind where one is handed in; leaving waits until a reader has taken all that is queued, however slow it is.
+    """Give a writer, of another kind where one is handed in.
 
+    Leaving waits until a reader has taken all that is queued, however slow it is.
     Cancelled, or left by an error, it waits at most `LAST_FLUSH_S`: the writing goes on until then.
     """
     used, service = writer or Writer(), anyio.CancelScope(shield=True)

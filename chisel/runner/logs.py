@@ -33,7 +33,8 @@ async def show_logs(
 ) -> RunResult | None:
     """Emit what a droplet keeps of a run's output, written at `since` (Unix time, s) or later.
 
-    `kept` is where another process stopped (`Watch.kept_place`). With `follow` what comes, until the run ends, over lost links for `patience_s` each. Returns how it ended, None
+    `kept` is where another process stopped (`Watch.kept_place`).
+    With `follow` what comes, until the run ends, over lost links for `patience_s` each. Returns how it ended, None
     while it runs. Raises HostUnreachable, and RemoteError where there is no such run.
     """
     watch = Watch(host.name, run_id, Order(line=""), sink)

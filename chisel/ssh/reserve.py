@@ -52,7 +52,7 @@ class Reserve:
                 self._tasks.start_soon(self._bring, role, spare)
 
     async def take(self, role: str) -> tuple[Link, NodeChannel] | None:
-        """Return a session of a role, which is the caller's now, waiting for one on its way; None when there is none."""
+        """Return a session of a role, the caller's from then on, waiting for one on its way; None without one."""
         spares = self._spares.get(role)
         while spares:
             spare = spares.pop(0)
