@@ -68,7 +68,7 @@ class Connection:
         program: NodeProgram,
         deadlines: Deadlines,
         more: Callable[[Host], Awaitable[Link]],
-        reserve: tuple[TaskGroup, Mapping[str, int]],
+        reserve: tuple[TaskGroup | None, Mapping[str, int]],
     ) -> None:
         self.host = host
         self.is_doubted = False

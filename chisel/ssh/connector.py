@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,17 @@ async def open_connector(
         await to_thread.run_sync(load_or_create_client_key, client_key) if isinstance(client_key, Path) else client_key
     )
     program = await to_thread.run_sync(pack_node_program)
-    async with anyio.create_task_group() as tasks:
-        connector = Connector(pair, program, deadlines or Deadlines(), departures, (tasks, reserve or {}))
+    async with AsyncExitStack() as stack:
+        # without a reserve there is no task to own: then it may be left by another task than it was entered by
+        tasks = await stack.enter_async_context(anyio.create_task_group()) if reserve else None
+        connector = Connector(pair, program, deadlines or Deadlines(), departures, tasks, reserve or {})
         try:
             yield connector
         finally:
             with anyio.move_on_after(_CLOSE_S, shield=True):
                 await connector.close()
-            tasks.cancel_scope.cancel()
+            if tasks is not None:
+                tasks.cancel_scope.cancel()
 
 
 class Connector:
@@ -78,11 +81,12 @@ class Connector:
         program: NodeProgram,
         deadlines: Deadlines,
         departures: Departures | None,
-        reserve: tuple[TaskGroup, Mapping[str, int]],
+        tasks: TaskGroup | None,
+        reserve: Mapping[str, int],
     ) -> None:
         self.plain: set[Host] = set()
         self._departures = departures
-        self._reserve = reserve
+        self._reserve = tasks, reserve
         self._key = asyncssh.import_private_key(pair.private_openssh)
         self._program = program
         self._deadlines = deadlines

@@ -31,7 +31,7 @@ class _Spare:
 class Reserve:
     """The sessions that one connection keeps ready, so many for each role; `begin` starts one."""
 
-    def __init__(self, tasks: TaskGroup, wanted: Mapping[str, int], begin: Begin) -> None:
+    def __init__(self, tasks: TaskGroup | None, wanted: Mapping[str, int], begin: Begin) -> None:
         self._tasks = tasks
         self._wanted = wanted
         self._begin = begin
@@ -46,7 +46,7 @@ class Reserve:
         """Have what is missing started."""
         for role, spares in self._spares.items():
             self._drop_dead(spares)
-            while len(spares) < self._wanted[role]:
+            while self._tasks is not None and len(spares) < self._wanted[role]:
                 spare = _Spare()
                 spares.append(spare)
                 self._tasks.start_soon(self._bring, role, spare)

@@ -67,9 +67,10 @@ def test_a_command_line_means_the_same_with_and_without_the_agent(user: WarmUser
     (user.cwd / "tree").mkdir(exist_ok=True)
     (user.cwd / "tree" / "file").write_text("content")
     (user.cwd / "vars").write_text("FROM_FILE='yes'\n")
-    user.does("sync", "--all", "tree", CHISEL_AGENT="off")
+    if {"sync", "pull", "-s", "--pull"} & set(words):  # what the first of them changes, the second would not
+        user.does("sync", "--all", "tree", CHISEL_AGENT="off")
+        user.chisel(*words, CHISEL_AGENT="off", MINE="m")
     without = user.chisel(*words, CHISEL_AGENT="off", MINE="m")
-    user.does("sync", "--all", "tree", CHISEL_AGENT="off")
     with_agent = user.chisel(*words, MINE="m")
     assert with_agent.status == without.status, with_agent.err
     assert in_order(words, with_agent.out) == in_order(words, without.out)
@@ -98,14 +99,13 @@ def test_a_warm_command_is_served_by_the_agent(user: WarmUser) -> None:
 def test_a_session_in_reserve_waits_and_is_no_use_of_the_droplet(user: WarmUser) -> None:
     """The session that the agent keeps ready is not a command, a login or a request."""
     user.does("run", "--on", "1", "true")
-    idle = [float(one["idle_s"]) for one in statuses(user)]
-    until(lambda: all(now > before for now, before in zip([float(o["idle_s"]) for o in statuses(user)], idle, strict=True)),
-          what="idleness that grows", deadline_s=20)  # fmt: skip
+    before = idleness(user)
+    until(lambda: all(now > then for now, then in zip(idleness(user), before, strict=True)), what="idleness that grows")
 
 
-def statuses(user: WarmUser) -> list[dict[str, object]]:
+def idleness(user: WarmUser) -> list[float]:
     reported = user.does("status", "--json").of("status")[-1]
-    return [droplet for pool in reported["pools"] for droplet in pool["droplets"]]
+    return [float(droplet["idle_s"]) for pool in reported["pools"] for droplet in pool["droplets"]]
 
 
 @pytest.mark.parametrize("size", [0, 10, 3_000_000])
@@ -163,9 +163,8 @@ def test_a_stalled_reader_holds_up_nobody_else(user: WarmUser) -> None:
         stalled.stdout.read(1)
         for _ in range(3):
             assert user.does("run", "--on", "1", "echo quick").out == b"quick\n"
-        rest, _ = stalled.communicate(timeout=60)
-    assert len(rest) == 49_999_999
-    assert stalled.returncode == 0
+        assert len(stalled.stdout.read()) == 49_999_999
+        assert stalled.wait(30) == 0
 
 
 def test_nothing_of_one_client_reaches_another(user: WarmUser, tmp_path: Path) -> None:
@@ -216,25 +215,23 @@ def test_an_agent_that_is_killed_costs_the_command_nothing(user: WarmUser) -> No
     assert (process.returncode, first + out) == (5, b"".join(b"out %d\n" % n for n in range(1, 61)) + b"end")
     lines = err.decode().splitlines()
     assert [one for one in lines if one.startswith("err ")] == [f"err {number}" for number in range(1, 61)]
-    assert [one for one in lines if not one.startswith("err ")][0].startswith("chisel-dev-1: connected again")
+    assert next(one for one in lines if not one.startswith("err ")).startswith("chisel-dev-1: connected again")
     until(lambda: user.facts() is not None, what="a new agent", deadline_s=20)
 
 
 def test_a_killed_agent_loses_no_input(user: WarmUser) -> None:
-    data = os.urandom(400_000)
-    with user.start("run", "--on", "1", "cat") as idle:
-        idle.kill()
+    data = os.urandom(60_000)
     process = subprocess.Popen(
         [sys.executable, "-m", "chisel", "run", "--on", "1", "cat"], cwd=user.cwd, env=user.environ(),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdin
     assert process.stdout
-    process.stdin.write(data[:150_000])
+    process.stdin.write(data[:30_000])
     process.stdin.flush()
     first = process.stdout.read(1000)
     os.kill(user.pid, signal.SIGKILL)
-    process.stdin.write(data[150_000:])
+    process.stdin.write(data[30_000:])
     process.stdin.close()
     process.stdin = None
     rest = process.stdout.read()
