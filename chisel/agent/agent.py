@@ -16,6 +16,7 @@ import anyio
 import chisel
 from chisel.agent import wire
 from chisel.agent.life import Log, Sources, detach, forbid_core_dumps, raise_limits
+from chisel.agent.reaper import Reaper
 from chisel.agent.server import Caller, Server, bind
 from chisel.agent.start import LOG_NAME
 from chisel.agent.warm import Warm, open_warm
@@ -63,6 +64,7 @@ class _Agent:
         self._sources = Sources([paths.client_key])
         self._path = wire.place_of(environ)[1]
         self._warm: Warm | None = None
+        self._reaper: Reaper | None = None
         self._is_warm = anyio.Event()
         self._server: Server | None = None
 
@@ -109,19 +111,26 @@ class _Agent:
     async def _handle(self, caller: Caller) -> int | None:
         await self._is_warm.wait()
         assert self._warm is not None
+        assert self._reaper is not None
         self._warm.notice_sleep()
-        return await self._command_line(caller, self._warm.connector)
+        caller.notices = self._reaper.take_notices()
+        status = await self._command_line(caller, self._warm.connector)
+        if status is None:
+            self._reaper.notices += caller.notices
+        return status
 
     async def _keep_warm(self) -> None:
         async with open_warm(self._paths, self._log) as warm:
-            self._warm = warm
+            self._warm, self._reaper = warm, Reaper(warm, decoded(self._environ), self._log)
             self._is_warm.set()
-            await warm.keep()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._reaper.look_after)
+                await warm.keep()
 
     async def _end_when_idle(self, server: Server, mine: os.stat_result) -> None:
         config = await anyio.to_thread.run_sync(load_config, self._paths, decoded(self._environ))
         idle_s = config.agent_idle.total_seconds()
-        while server.under_way or anyio.current_time() - server.last_at < idle_s:
+        while server.under_way or self._has_charge or anyio.current_time() - server.last_at < idle_s:
             await anyio.sleep(min(_LOOK_S * 10, idle_s / 10))
             if not self._has_place(mine):
                 self._log("its socket is gone")
@@ -133,6 +142,10 @@ class _Agent:
         await server.finishing.wait()
         self._log(f"finishes; {server.under_way} commands are under way")
         self._leave_place(mine)
+
+    @property
+    def _has_charge(self) -> bool:
+        return self._reaper is not None and self._reaper.has_charge
 
     def _has_place(self, mine: os.stat_result) -> bool:
         try:

@@ -11,6 +11,7 @@ from contextlib import suppress
 import anyio
 
 from chisel.agent import wire
+from chisel.events import Notice
 
 Handler = Callable[["Caller"], Awaitable[int | None]]
 """Run a caller's command line and return its status, None to leave it to the caller."""
@@ -24,7 +25,7 @@ _MOST_WAITING = 256
 class Caller:
     """One process that has called: what it is, its signals as they come, its input and output.
 
-    `seen` counts the parts that it has written. `on_broken` is told the descriptors that nobody reads any more.
+    `seen` counts the parts that it has written, `notices` is what its user is to read first. `on_broken` is told the descriptors that nobody reads any more.
     """
 
     def __init__(self, line: Line, request: list[bytes]) -> None:
@@ -41,6 +42,7 @@ class Caller:
         self.may_read = told[3] == b"1"
         self.columns = int(told[4])
         self.seen = 0
+        self.notices: list[Notice] = []
         self.on_broken: Callable[[int], None] = lambda _: None
         self._given: int | None = None
         self._given_sent = 0

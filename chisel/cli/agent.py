@@ -36,6 +36,23 @@ async def serve(session: Session, lock: int | None) -> None:
     session.serves_with = take_lock(posix.environ) if lock is None else lock
 
 
+@agent.command(hidden=True)
+@output_options
+async def look(session: Session) -> None:
+    """Destroy what is over and forget what has vanished, as the agent asks for."""
+    from chisel.client.care import end_what_is_over
+    from chisel.events import Notice
+
+    async with session.open(cares=False, mends=False) as client:
+        before = {record.name: record for pool in (await client.recorded()).values() for record in pool}
+        await end_what_is_over(client, asks_turn=False)
+        ended = {record.name for pool in (await client.recorded()).values() for record in pool}
+        await (await client.lifecycle()).prune()
+        for name in sorted(ended - {record.name for pool in (await client.recorded()).values() for record in pool}):
+            said = f"droplet {before[name].id} has vanished: the cloud does not know it any more"
+            client.sink.emit(Notice(host=name, level="warning", message=said, hint="chisel up"))
+
+
 @agent.command()
 @output_options
 async def status(session: Session) -> None:

@@ -88,6 +88,8 @@ class Served:
 
     def sink(self, screen: Any) -> KeptSink:
         """Return a sink that tells the caller how far it has come."""
+        for notice in self._caller.notices:
+            screen.emit(notice)
         return KeptSink(screen, self._writer, self._caller)
 
     def take_on(self) -> None:
