@@ -25,7 +25,8 @@ _MOST_WAITING = 256
 class Caller:
     """One process that has called: what it is, its signals as they come, its input and output.
 
-    `seen` counts the parts that it has written, `notices` is what its user is to read first. `on_broken` is told the descriptors that nobody reads any more.
+    `seen` counts the parts that it has written, `notices` is what its user is to read first. `on_broken` is
+    told the descriptors that nobody reads any more.
     """
 
     def __init__(self, line: Line, request: list[bytes]) -> None:

@@ -56,7 +56,8 @@ def _hours(age: timedelta) -> str:
 async def end_what_is_over(client: Client, *, asks_turn: bool = True) -> None:
     """Destroy recorded droplets whose time is over and where nothing runs; warn of those whose time is soon over.
 
-    Looks at most once in `EVERY_S`, but where `asks_turn` is False. A droplet that cannot be asked is left, with a warning: something may run there.
+    Looks at most once in `EVERY_S`, but where `asks_turn` is False.
+    A droplet that cannot be asked is left, with a warning: something may run there.
     Nothing here raises but cancellation; what fails is said, and tried by the next command.
     """
     records = [record for pool in (await client.recorded()).values() for record in pool]

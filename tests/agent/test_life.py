@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +24,14 @@ from tests.support import until
 
 pytestmark = pytest.mark.timeout(120)
 QUICK = ("run", "--on", "1", "echo here")
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """Give a directory whose name leaves room for a socket's."""
+    place = Path(tempfile.mkdtemp(prefix="ch", dir="/tmp"))
+    yield place
+    shutil.rmtree(place)
 
 
 def another(user: WarmUser, place: Path) -> WarmUser:
@@ -35,8 +49,9 @@ def another(user: WarmUser, place: Path) -> WarmUser:
 
 
 @pytest.fixture
-def fresh(someone: WarmUser, tmp_path: Path):
+def fresh(someone: WarmUser, tmp_path: Path, short: Path) -> Iterator[WarmUser]:
     other = another(someone, tmp_path)
+    other.cloud = {**other.cloud, "XDG_RUNTIME_DIR": str(short)}
     yield other
     other.end_agent()
 
@@ -193,8 +208,6 @@ def test_it_ends_when_nobody_calls(fresh: WarmUser) -> None:
 
 
 def test_garbage_on_the_socket_harms_nobody(user: WarmUser) -> None:
-    import socket
-
     for data in (b"", b"C\xff\xff\xff\xff", b"C\0\0\0\x04\0\0\xff\xff", b"\0" * 100, os.urandom(5000)):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(user.place[1]))
@@ -202,7 +215,6 @@ def test_garbage_on_the_socket_harms_nobody(user: WarmUser) -> None:
     assert user.does(*QUICK).out == b"here\n"
 
 
-@pytest.mark.chisel_sandbox
 def test_a_droplet_that_vanished_is_noticed_and_named(cloud: Sandbox, tmp_path: Path) -> None:
     """The state forgets it, and the next command says so: the look that the agent takes once a minute, taken now."""
     for name in ("home", "work"):
@@ -210,13 +222,17 @@ def test_a_droplet_that_vanished_is_noticed_and_named(cloud: Sandbox, tmp_path: 
     user = WarmUser(home=tmp_path / "home", cwd=tmp_path / "work", cloud=cloud.environ)
     user.does("up", "--pool", "gone", "-n", "1", "--idle", "0", CHISEL_AGENT="off")
     (droplet,) = [one for one in cloud.droplets if one["name"] == "gone-1" and one["is_alive"]]
-    import urllib.request
-
     request = urllib.request.Request(
         f"{cloud.url}/v2/droplets/{droplet['id']}", method="DELETE", headers={"Authorization": f"Bearer {cloud.token}"}
     )
     urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).close()
     until(lambda: "gone-1" not in cloud.alive, what="its end")
+    state = user.home / ".cache/chisel/state.json"
+    found = json.loads(state.read_text())
+    for pool in next(iter(found["clouds"].values()))["pools"].values():
+        for record in pool.values():
+            record["created_at"] = "2026-01-01T00:00:00+00:00"  # a young one may just not be listed yet
+    state.write_text(json.dumps(found))
     looked = user.does("agent", "look", "--json", CHISEL_AGENT="off")
     assert [event["host"] for event in looked.of("notice") if "vanished" in event["message"]] == ["gone-1"]
     assert user.chisel("run", "--pool", "gone", "true", CHISEL_AGENT="off").status == 3
