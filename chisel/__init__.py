@@ -5,10 +5,10 @@ Names resolve on first use, so that `import chisel` loads neither asyncssh nor p
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # type checkers take it for true; to import `typing` takes as long as half a Python start
 if TYPE_CHECKING:
+    from typing import Any
+
     from chisel.client import Client, Pool, open
     from chisel.errors import (
         ChiselError,
@@ -63,5 +63,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import the module a public name lives in, the first time the name is used."""
     if name in _HOMES:
+        from importlib import import_module
+
         return getattr(import_module(f"chisel.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'chisel' has no attribute {name!r}")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from chisel.figures import Comparison, ProfileResult, Ranking, Spread
 from chisel.model import (
@@ -265,6 +265,17 @@ class Sink(Protocol):
 
     async def drain(self) -> None:
         """Wait until the reader keeps up again; call it after emitting output."""
+
+
+@runtime_checkable
+class PlaceKeeper(Protocol):
+    """A sink that tells somebody else how far a command's output has come, so that they can go on without this one."""
+
+    def keep(self, host: str, place: dict[str, Any]) -> None:
+        """Take, right behind the event that led there, the place in a host's output that is reached (JSON values)."""
+
+    def kept(self, host: str) -> int:
+        """Return how many bytes of a host's output, of both streams, need not be kept anywhere else."""
 
 
 class NullSink:

@@ -37,7 +37,8 @@ def output_options(command: Command) -> Command:
     """Give a command its session as first argument, with `--json`, `--quiet` and `--debug` applied to it."""
 
     @functools.wraps(command)
-    async def with_session(*, json_lines: bool, quiet: bool, debug: bool, **options: Any) -> None:
+    async def with_session(*, json_lines: bool, quiet: bool, debug: bool, no_agent: bool, **options: Any) -> None:
+        del no_agent  # whoever starts this process looks at it
         session = click.get_current_context().ensure_object(Session)
         session.json, session.quiet, session.debug = json_lines, quiet, session.debug or debug
         await command(session, **options)
@@ -45,7 +46,8 @@ def output_options(command: Command) -> Command:
     json_lines = click.option("--json", "json_lines", is_flag=True, help="Write versioned JSON lines to stdout.")
     quiet = click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
     debug = click.option("--debug", is_flag=True, hidden=True)
-    dressed: Command = json_lines(quiet(debug(with_session)))
+    agent = click.option("--no-agent", is_flag=True, help="Do it without the background agent (see chisel agent).")
+    dressed: Command = json_lines(quiet(agent(debug(with_session))))
     return dressed
 
 
@@ -107,10 +109,10 @@ def environment(pairs: tuple[str, ...], environ: Any) -> dict[str, str]:
     return found
 
 
-def env_file(path: Path) -> dict[str, str]:
+def env_file(path: Path, cwd: Path) -> dict[str, str]:
     """Read `K=V` lines: comments and empty lines are skipped, quotes around a value fall away, nothing is expanded."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = (cwd / path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise click.BadParameter(f"`{path}` cannot be read: {error}", param_hint="--env-file") from error
     found: dict[str, str] = {}

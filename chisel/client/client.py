@@ -74,21 +74,23 @@ async def open(
     home: Path | None = None,
     api_url: str | None = None,
     departures: Departures | None = None,
+    connector: Connector | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client from configuration and environment; both are read here and nowhere below.
 
     `environ` defaults to the process's own (`CHISEL_DO_TOKEN`, `CHISEL_DO_API_URL`, XDG variables), `cwd` to the
-    current directory. `departures` are connections that are on their way; the client uses and closes them. Raises
-    ConfigError for unusable files. Leaving closes every connection, in bounded time.
+    current directory. `departures` are connections that are on their way; the client uses and closes them. A
+    `connector` that is handed in is used and left open. Raises ConfigError for unusable files. Leaving closes every
+    other connection, in bounded time.
     """
     environ = os.environ if environ is None else environ
-    paths = resolve_paths(environ, home or Path.home())
+    paths = resolve_paths(environ, home or Path(environ.get("HOME") or Path.home()))
     here = Path(cwd) if cwd is not None else Path.cwd()
     config = await to_thread.run_sync(partial(load_config, paths, environ, api_url=api_url))
     project = await to_thread.run_sync(find_project, here)
     named = {name: environ[name] for name in project.settings.env if name in environ}
     async with AsyncExitStack() as stack:
-        yield Client(config, paths, Where(project, here, named), sink or NullSink(), stack, departures)
+        yield Client(config, paths, Where(project, here, named), sink or NullSink(), stack, departures, connector)
 
 
 class Client:
@@ -102,6 +104,7 @@ class Client:
         sink: Sink,
         stack: AsyncExitStack,
         departures: Departures | None = None,
+        connector: Connector | None = None,
     ) -> None:
         self.config = config
         self.paths = paths
@@ -112,7 +115,12 @@ class Client:
         self._departures = departures
         self._opening = anyio.Lock()
         self._cloud: Cloud | None = None
-        self._connector: Connector | None = None
+        self._connector: Connector | None = connector
+
+    @property
+    def has_connected(self) -> bool:
+        """Say whether droplets were connected to."""
+        return self._connector is not None
 
     # -- what is opened late
 
@@ -292,11 +300,17 @@ class Client:
         for record in await self.recover():
             self.sink.emit(Notice(host=record.name, message=f"recovered: droplet {record.id} of pool {record.pool}"))
 
-    async def end_what_is_over(self) -> None:
-        """Destroy droplets whose time is over and where nothing runs; nothing raises, what fails is said."""
-        from chisel.client.care import end_what_is_over
+    async def end_what_is_over(self, *, only_warns: bool = False) -> None:
+        """Destroy droplets whose time is over and where nothing runs; nothing raises, what fails is said.
 
-        await end_what_is_over(self)
+        With `only_warns` nothing is destroyed: those whose time is soon over are named.
+        """
+        from chisel.client.care import end_what_is_over, warn_of_ends
+
+        if only_warns:
+            warn_of_ends(self, [record for pool in (await self.recorded()).values() for record in pool])
+        else:
+            await end_what_is_over(self)
 
     async def refresh_ssh_config(self) -> None:
         """Bring the Host blocks that `chisel ssh --config` wrote up to date, where there are some; nothing raises."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -30,6 +30,7 @@ from chisel.runner import (
     Control,
     Limits,
     Order,
+    Resumption,
     Source,
     Terminal,
     belongs,
@@ -150,6 +151,9 @@ class Pool:
         venv: str | None = None,
         gpus: str | None = None,
         container: str | None = None,
+        on_taken: Callable[[int], None] | None = None,
+        family: RunId | None = None,
+        resumed: Resumption | None = None,
     ) -> list[RunResult]:
         """Run a command on every droplet at once and return one result each.
 
@@ -162,7 +166,8 @@ class Pool:
         A lost link is opened again for `patience` (zero: its loss is the end, status 255); meanwhile the command runs
         on, and its output goes on at the byte where it stopped. A command without a client for `orphan` (2 h) is ended.
         `user` runs it as somebody else, `venv` in a virtual environment, `gpus` with these devices only (`"0,3"`),
-        `container` inside an image. Cancelled, it ends the commands there before it leaves.
+        `container` inside an image. `on_taken`, `family` and `resumed` let another process go on with it: see
+        `chisel.runner.run_pool`. Cancelled, it ends the commands there before it leaves.
         """
         order = Order(
             line=shell_line(command),
@@ -188,6 +193,9 @@ class Pool:
             control=control,
             limits=Limits(max_fail, retries),
             source=_source(stdin) if isinstance(stdin, bytes) else stdin,
+            on_taken=on_taken,
+            family=family,
+            resumed=resumed,
         )
 
     @staticmethod
@@ -205,6 +213,7 @@ class Pool:
         control: Control | None = None,
         stdin: Source | None = None,
         terminal: Terminal | None = None,
+        resumed: Resumption | None = None,
     ) -> list[RunResult]:
         """Become the client of a run (see `find`), in place of the one before, and follow it to its end.
 
@@ -220,10 +229,16 @@ class Pool:
             control=control,
             source=stdin,
             attached=ids,
+            resumed=resumed,
         )
 
     async def logs(
-        self, run: str | Mapping[str, RunId], *, follow: bool = False, since: datetime | None = None
+        self,
+        run: str | Mapping[str, RunId],
+        *,
+        follow: bool = False,
+        since: datetime | None = None,
+        resumed: Resumption | None = None,
     ) -> dict[str, RunResult | None]:
         """Emit what the droplets keep of a run's output, written at `since` or later; with `follow` until it ends.
 
@@ -234,8 +249,9 @@ class Pool:
         began = since.timestamp() if since is not None else 0.0
 
         async def one(host: Host) -> None:
+            kept = resumed.places.get(host.name) if resumed is not None else None
             found[host.name] = await show_logs(
-                connector, host, ids[host.name], self._client.sink, follow=follow, since=began
+                connector, host, ids[host.name], self._client.sink, follow=follow, since=began, kept=kept
             )
 
         await self._on_hosts(one, ids)

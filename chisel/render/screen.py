@@ -93,6 +93,20 @@ class Screen:
         if self._files is not None:
             self._files.expect(self._hosts)
 
+    def take_up(self, tails: Mapping[str, Mapping[events.Stream, bytes]], results: Sequence[RunResult]) -> None:
+        """Go on where another screen stopped: what it held back of lines (see `tails`), and who had ended."""
+        for host, held in tails.items():
+            for stream, tail in held.items():
+                key = (host, stream)
+                self._prefixers[key] = self._prefixer(events.Output(host=host, stream=stream, data=b"", offset=0))
+                self._prefixers[key].hold(tail)
+        self._results += results
+
+    def tails(self, host: str) -> dict[events.Stream, bytes]:
+        """Return what is held back of a droplet's unfinished lines."""
+        found = {stream: self._prefixers.get((host, stream)) for stream in STREAMS}
+        return {stream: one.tail for stream, one in found.items() if one is not None and one.tail}
+
     def emit(self, event: events.Event) -> None:
         """Show one event; never blocks."""
         handler = self._handlers.get(type(event))

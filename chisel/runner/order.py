@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
+
+from chisel.model import RunId, RunResult
 
 PATIENCE = timedelta(minutes=5)
 
@@ -46,6 +49,21 @@ class Order:
     venv: str | None = None
     gpus: str | None = None
     container: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What is known of a command that another process began, or was about to: `family` is the id it has there.
+
+    `places` says by host how far its output has come (`chisel.runner.watch.Watch.kept_place`), `ended` how it ended;
+    a host in neither may have begun or not. Input from `input_at` on has not been taken yet. `signals` were sent.
+    """
+
+    family: RunId
+    places: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    ended: Mapping[str, RunResult] = field(default_factory=dict)
+    input_at: int = 0
+    signals: tuple[int, ...] = ()
 
 
 class Control:

@@ -120,6 +120,13 @@ class Run:
         self._signals.append(number)
         self._tell()
 
+    def take_up(self, kept: dict[str, Any] | None) -> None:
+        """Go on with what another process began, or (None) was about to begin; call it before `follow`."""
+        self._lost_at = time.monotonic()
+        if kept is not None:
+            self.watch.take_up(kept)
+            self._acked = self.watch.position
+
     def resize(self, rows: int, columns: int) -> None:
         """Tell the command's terminal its size."""
         self._size = rows, columns
@@ -153,8 +160,9 @@ class Run:
             raise
 
     async def _follow_links(self, connector: Connector) -> RunResult:
-        role, request = self._again() if self._attaches else ("supervise", self._request())
-        is_first, wait_s = True, _BACK_OFF_S
+        goes_on = self._attaches or self._lost_at is not None
+        role, request = self._again() if goes_on else ("supervise", self._request())
+        is_first, wait_s = self._lost_at is None, _BACK_OFF_S
         while True:
             try:
                 async with connector.node(self.host, role, request, window=self._window) as channel:
@@ -328,13 +336,14 @@ class Run:
                 else:
                     self.watch.take(frame)
             await self._sink.drain()
-            if self.watch.position - self._acked >= ACK_BYTES and self.watch.exit is None:
+            if self.watch.safe_position - self._acked >= ACK_BYTES and self.watch.exit is None:
                 await self._ack(channel)
         channel.done()
 
     async def _ack(self, channel: Channel) -> None:
-        if self.watch.position != self._acked:
-            self._acked = self.watch.position
+        position = self.watch.safe_position
+        if position > self._acked:
+            self._acked = position
             with suppress(HostUnreachable):  # whoever reads the channel says so
                 await channel.send(Kind.ACK, frames.OFFSET.pack(self._acked))
 
