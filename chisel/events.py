@@ -66,7 +66,10 @@ class DropletStage(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Event):
-    """How far a task of known or unknown length is; the last one of a task has `is_done`."""
+    """How far a task of known or unknown length is; the last one of a task has `is_done`.
+
+    A task of many files counts those as well: `done_files` of `total_files`.
+    """
 
     kind: ClassVar[str] = "progress"
 
@@ -75,6 +78,8 @@ class Progress(Event):
     total: int | None = None
     unit: Literal["bytes", "files", "steps"] = "bytes"
     is_done: bool = False
+    done_files: int | None = None
+    total_files: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

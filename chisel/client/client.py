@@ -46,6 +46,7 @@ from chisel.paths import Paths, resolve_paths
 from chisel.state import CloudState, DropletRecord, ProjectState, State, StateStore
 
 if TYPE_CHECKING:
+    from chisel.client.syncing import Trees
     from chisel.cloud.base import Cloud
     from chisel.lifecycle import Lifecycle
     from chisel.ssh.connector import Connector
@@ -112,8 +113,18 @@ class Client:
         self._opening = anyio.Lock()
         self._cloud: Cloud | None = None
         self._connector: Connector | None = None
+        self._trees: Trees | None = None
 
     # -- what is opened late
+
+    @property
+    def trees(self) -> Trees:
+        """Return what is kept of local trees, warm for as long as the client lives."""
+        if self._trees is None:
+            from chisel.client.syncing import Trees
+
+            self._trees = Trees(self.paths.index_dir)
+        return self._trees
 
     async def cloud(self) -> Cloud:
         """Return the connection to the cloud's API; raises ConfigError without a token."""
@@ -449,8 +460,8 @@ class Client:
         around = [Path(root) for root in (known.synced_roots if known else {}) if Path(root) in (here, *here.parents)]
         return max(around, key=lambda root: len(root.parts)) if around else self.where.project.root.resolve()
 
-    async def remember_sync(self, root: Path, remote: str) -> None:
-        """Record that this tree was synced last."""
+    async def remember_sync(self, root: Path, remote: str, tree_hash: str = "") -> None:
+        """Record that this tree was synced last, and the hash of it that the droplets have."""
         project = self.where.project
 
         def change(state: State) -> State:
@@ -462,6 +473,7 @@ class Client:
                 pool=self.pool_name(None),
                 synced_roots=roots,
                 last_root=str(root),
+                tree_hash=tree_hash,
             )
             return replace(state, projects={**state.projects, project.id: entry})
 

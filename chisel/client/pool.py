@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from chisel.errors import ChiselError, UsageError
-from chisel.events import Notice, ProfileRanked, PullEnded, RunEnded, SyncEnded
+from chisel.events import ProfileRanked, PullEnded, RunEnded
 from chisel.figures import ProfileResult
 from chisel.model import (
     Bill,
@@ -45,6 +44,7 @@ from chisel.state import DropletRecord
 
 if TYPE_CHECKING:
     from chisel.client.client import Client
+    from chisel.client.syncing import SyncOptions
     from chisel.ssh.connector import Connection
 
 DEFAULT_PROFILE_DIRECTORY = "chisel-profile"
@@ -97,41 +97,25 @@ class Pool:
 
         return [host_of(record) for record in self._records]
 
-    async def sync(self, path: Path | str | None = None) -> list[SyncResult]:
+    async def sync(
+        self,
+        path: Path | str | None = None,
+        *,
+        to: str | None = None,
+        options: SyncOptions | None = None,
+        bytes_per_s: float | None = None,
+    ) -> list[SyncResult]:
         """Make the working copies equal to the local tree, sending only what changed.
 
-        Scans and hashes once for all droplets. After the project's own root its `setup` script (chisel.toml) runs where
-        its text has not run yet. Raises UsageError when `path` is no directory, OSError-free: a tree that
-        cannot be read is a ChiselError. A droplet's failure is the `error` of its result.
+        Scans, hashes and compresses once for all droplets. `to` is a directory on the droplets (default: one of the
+        tree's own, below `~/chisel`), `bytes_per_s` bounds what all of them are sent together. After the project's own
+        root its `setup` script (chisel.toml) runs where its text has not run yet. Raises UsageError when `path` is no
+        directory, OSError-free: a tree that cannot be read is a ChiselError. A droplet's failure is the `error` of its
+        result.
         """
-        from chisel.client.setup import set_up
-        from chisel.sync.push import push, remote_root_for
-        from chisel.sync.scan import index_file_for, scan_tree
+        from chisel.client.syncing import sync
 
-        root = await self._client.root_to_sync(path)
-        tree = await scan_tree(root, index_file_for(self._client.paths.index_dir, root))
-        remote = remote_root_for(root)
-        owner = (await self._client.store.read()).owner
-        connector = await self._client.connector(self.hosts())
-        results: dict[str, SyncResult] = {}
-
-        async def one(host: Host) -> None:
-            try:
-                connection = await connector.connect(host)
-                result = await push(connection, tree, remote, owner=owner, sink=self._client.sink)
-            except ChiselError as error:
-                result = SyncResult(host=host.name, root=str(remote), error=describe(error))
-            results[host.name] = result
-            self._client.sink.emit(SyncEnded(host=host.name, result=result))
-
-        await self._on_hosts(one)
-        if any(result.error is None for result in results.values()):
-            await self._client.remember_sync(root, str(remote))
-        synced = [host for host in self.hosts() if results[host.name].error is None]
-        for name, trouble in (await set_up(self._client, synced, root, remote)).items():
-            results[name] = replace(results[name], error=f"setup: {trouble}", setup_error=trouble)
-            self._client.sink.emit(Notice(host=name, level="error", message=f"setup: {trouble}"))
-        return [results[name] for name in self.names]
+        return await sync(self, self._client, path, to=to, options=options, bytes_per_s=bytes_per_s)
 
     async def run(
         self,

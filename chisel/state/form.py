@@ -190,6 +190,7 @@ def _project(tree: Mapping[str, Any]) -> ProjectState:
         pool=_text_or_none(tree, "pool"),
         synced_roots={local: _is(remote, str) for local, remote in roots.items()},
         last_root=last_root,
+        tree_hash=_get(tree, "tree_hash", str) if "tree_hash" in tree else "",
     )
 
 

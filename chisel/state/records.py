@@ -86,13 +86,17 @@ class CloudState:
 
 @dataclass(frozen=True, slots=True)
 class ProjectState:
-    """What was synced of one project: local root to the droplets' path of its working copy, and the latest root."""
+    """What was synced of one project: local root to the droplets' path of its working copy, and the latest root.
+
+    `tree_hash` is that of the latest sync.
+    """
 
     id: str
     root: str
     pool: str | None = None
     synced_roots: dict[str, str] = field(default_factory=dict)
     last_root: str | None = None
+    tree_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
