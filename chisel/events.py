@@ -96,13 +96,14 @@ class Retry(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A command runs on a droplet, in `cwd` there."""
+    """A command runs on a droplet, in `cwd` there, on the tree that `tree_hash` names (empty: nothing was synced)."""
 
     kind: ClassVar[str] = "run_started"
 
     run_id: RunId
     line: str
     cwd: str
+    tree_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

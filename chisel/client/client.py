@@ -442,8 +442,11 @@ class Client:
         known = await self.project_state()
         if known is None or known.last_root is None:
             return "~"
-        remote = known.synced_roots[known.last_root]
-        here, root = self.where.cwd.resolve(), Path(known.last_root)
+        return self.remote_place(Path(known.last_root), known.synced_roots[known.last_root])
+
+    def remote_place(self, root: Path, remote: str) -> str:
+        """Return the directory of a working copy that matches the current one, its top where none does."""
+        here = self.where.cwd.resolve()
         if here == root or root not in here.parents:
             return remote
         return str(PurePosixPath(remote) / here.relative_to(root).as_posix())

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,7 @@ class Pool:
         venv: str | None = None,
         gpus: str | None = None,
         container: str | None = None,
+        sync: SyncOptions | bool = False,
     ) -> list[RunResult]:
         """Run a command on every droplet at once and return one result each.
 
@@ -149,11 +151,14 @@ class Pool:
         A lost link is opened again for `patience` (zero: its loss is the end, status 255); meanwhile the command runs
         on, and its output goes on at the byte where it stopped. A command without a client for `orphan` (2 h) is ended.
         `user` runs it as somebody else, `venv` in a virtual environment, `gpus` with these devices only (`"0,3"`),
-        `container` inside an image. Cancelled, it ends the commands there before it leaves.
+        `container` inside an image. With `sync` the tree that `Pool.sync()` means goes ahead in the same message, and
+        the command runs in its working copy. Cancelled, it ends the commands there before it leaves.
         """
+        known = await self._client.project_state()
         order = Order(
             line=shell_line(command),
             cwd=self._where(cwd, await self._client.remote_cwd()),
+            tree_hash=known.tree_hash if known is not None else "",
             env=self._client.command_env(env),
             owner=(await self._client.store.read()).owner,
             capture=capture,
@@ -167,15 +172,20 @@ class Pool:
             gpus=gpus,
             container=container,
         )
-        return await run_pool(
-            await self._client.connector(self.hosts()),
-            self.hosts(),
-            order,
-            self._client.sink,
+        follow = partial(
+            run_pool,
+            hosts=self.hosts(),
+            sink=self._client.sink,
             control=control,
             limits=Limits(max_fail, retries),
             source=_source(stdin) if isinstance(stdin, bytes) else stdin,
         )
+        if sync:
+            from chisel.client.syncing import run_synced
+
+            options = None if isinstance(sync, bool) else sync
+            return await run_synced(self, self._client, order, follow, options, lambda remote: self._where(cwd, remote))
+        return await follow(await self._client.connector(self.hosts()), order=order)
 
     @staticmethod
     def _where(cwd: str | None, remote: str) -> str:

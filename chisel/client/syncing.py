@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import to_thread
 
-from chisel.errors import ChiselError, UsageError
+from chisel.errors import ChiselError, RemoteError, UsageError
 from chisel.events import Notice, SyncEnded
-from chisel.model import Host, SyncResult
-from chisel.runner import describe
+from chisel.model import Host, RunResult, SyncResult
+from chisel.runner import Order, describe
 from chisel.sync.index import Index, index_file_for
 from chisel.sync.job import Job
 from chisel.sync.job import Options as SyncOptions
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from chisel.client.pool import Pool
     from chisel.ssh.connector import Connector
 
-__all__ = ["SyncOptions", "Trees", "sync", "syncing"]
+__all__ = ["SyncOptions", "Trees", "run_synced", "sync", "syncing"]
+
+_REMEMBER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,44 @@ async def sync(
         await client.remember_sync(root, str(remote), good[0].tree_hash)
         await _set_up(client, hosts, root, remote, results)
     return [results[name] for name in pool.names]
+
+
+async def run_synced(
+    pool: Pool,
+    client: Client,
+    order: Order,
+    follow: Callable[..., Awaitable[list[RunResult]]],
+    options: SyncOptions | None,
+    where: Callable[[str], str],
+) -> list[RunResult]:
+    """Run a command with a sync ahead of it in the same message; `where` says in which directory, given the copy's.
+
+    A project with a setup script is synced before, because the script has to run in between.
+    """
+    root = await client.root_to_sync(None)
+    remote = remote_root_for(root)
+    cwd = where(client.remote_place(root, str(remote)))
+    if client.where.project.settings.setup is not None:
+        results = await sync(pool, client, None, to=None, options=options, bytes_per_s=None)
+        failed = [result for result in results if result.error is not None]
+        if failed:
+            raise RemoteError(failed[0].error or "", host=failed[0].host, code="sync")
+        order = replace(order, cwd=cwd, tree_hash=results[0].tree_hash)
+        return await follow(await client.connector(pool.hosts()), order=order)
+    (local, tree), connector = await scanned_meanwhile(client, root, pool.hosts(), options)
+    ended: list[SyncResult] = []
+
+    def on_end(result: SyncResult) -> None:
+        ended.append(result)
+        client.sink.emit(SyncEnded(host=result.host, result=result))
+
+    try:
+        async with syncing(client, local, tree, remote, options=options, on_end=on_end) as job:
+            return await follow(connector, order=replace(order, cwd=cwd, sync=job))
+    finally:
+        if ended:
+            with anyio.move_on_after(_REMEMBER_S, shield=True):
+                await client.remember_sync(root, str(remote), ended[0].tree_hash)
 
 
 async def _set_up(

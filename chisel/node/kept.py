@@ -12,13 +12,15 @@ import os
 import secrets
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 _MAGIC = b"chisel-kept-1\n"
 _HEAD = struct.Struct("!II")
 _MARSHAL = 4
+_FEW = 64
+_LONGEST_LOG = 512 << 10
 
 
 def read(path: str) -> Any:
@@ -94,3 +96,35 @@ def _values(data: bytes) -> Iterator[Any]:
         except (ValueError, EOFError, TypeError):
             return
         at += _HEAD.size + length
+
+
+class Table:
+    """A dictionary in a file, with a journal of changes beside it: a small change costs a small write. For one thread.
+
+    Two processes that change it at once may lose changes of one of them.
+    """
+
+    def __init__(self, path: str, version: int) -> None:
+        self._path = path
+        self._version = version
+        self.values: dict[str, Any] = {}
+        for entry in [read(path), *journal(f"{path}.log")]:
+            if isinstance(entry, tuple) and len(entry) == 3 and entry[0] == version:
+                for key in entry[2]:
+                    self.values.pop(key, None)
+                self.values.update(entry[1])
+
+    def change(self, changed: dict[str, Any], gone: Iterable[str] = ()) -> None:
+        """Take changes and write them. Raises OSError, with the changes taken and perhaps not written."""
+        gone = list(gone)
+        if not changed and not gone:
+            return
+        for key in gone:
+            self.values.pop(key, None)
+        self.values.update(changed)
+        os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+        is_much = 4 * (len(changed) + len(gone)) > len(self.values) + _FEW
+        if is_much or append(f"{self._path}.log", (self._version, changed, gone)) > _LONGEST_LOG:
+            write(self._path, (self._version, self.values, []))
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._path}.log")

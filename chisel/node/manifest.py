@@ -21,6 +21,7 @@ RACY_NS = 50_000_000
 _VERSION = 2
 _LONGEST_JOURNAL = 256 << 10
 _MOST_CHANGES = 1000
+_SPECIAL = 0o7000
 
 Look = tuple[int, ...]
 
@@ -178,15 +179,21 @@ def look_around(directories: Directories, rows: Rows, *, is_thorough: bool = Fal
     now = time.time_ns()
     changed: dict[str, Row | None] = {}
     differs: list[str] = []
-    look, is_directory = directories.look, stat.S_ISDIR
+    stat_at, parent, handle = os.stat, "/", -1
     for path in sorted(rows):
         row = rows[path]
-        status = look(path)
+        above, _, name = path.rpartition("/")
+        if above != parent:
+            parent, handle = above, _open(directories, above)
+        try:
+            status = stat_at(name, dir_fd=handle, follow_symlinks=False) if handle >= 0 else None
+        except OSError:
+            status = None
         if status is not None:
-            if row.kind == DIRECTORY:
-                if is_directory(status.st_mode) and status.st_mode & tree.PERMISSIONS == row.mode:
+            if row[0] == DIRECTORY:
+                if status.st_mode == stat.S_IFDIR | row[1] | status.st_mode & _SPECIAL:
                     continue
-            elif not is_thorough and row.look == (
+            elif not is_thorough and row[5] == (
                 status.st_size,
                 status.st_mtime_ns,
                 status.st_ctime_ns,
@@ -195,6 +202,7 @@ def look_around(directories: Directories, rows: Rows, *, is_thorough: bool = Fal
             ):
                 continue
         found = _present(directories, path, status, now)
+        parent = "/"  # the handle of the directory may be another's by now
         is_same = found is not None and found[:3] == row[:3]
         if not is_same:
             differs.append(path)
@@ -202,6 +210,14 @@ def look_around(directories: Directories, rows: Rows, *, is_thorough: bool = Fal
             changed[path] = found
     drift = [path for path in differs if rows[path].look is not None or rows[path].kind == DIRECTORY]
     return Survey(changed, differs, drift)
+
+
+def _open(directories: Directories, path: str) -> int:
+    """Return the handle of a directory, -1 where there is none."""
+    try:
+        return directories.get(path)
+    except OSError:
+        return -1
 
 
 def _present(directories: Directories, path: str, status: os.stat_result | None, now: int) -> Row | None:

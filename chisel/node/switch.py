@@ -90,7 +90,7 @@ class Switch:
             self._make_directory(path)
         for old, new in orders.moves:
             self._move(old, new)
-        self._delete(sorted((path for path in self._before if path not in self._after), reverse=True))
+        self._delete(sorted(self._before.keys() - self._after.keys(), reverse=True))
         for path in orders.extras:
             self._remove_extra(path)
         for number, item in enumerate(self._puts):

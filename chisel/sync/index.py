@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from chisel.node import kept
@@ -13,7 +13,7 @@ from chisel.node import kept
 RACY_NS = 50_000_000
 """What changed so shortly before it was read may change again within the same tick of the file system's clock."""
 
-_VERSION = 3
+_VERSION = 4
 _MOST_SUMS = 64 << 20
 
 Look = tuple[int, int, int, int, int]
@@ -35,57 +35,53 @@ def index_file_for(index_dir: Path, root: Path) -> Path:
     return index_dir / hashlib.sha256(os.fsencode(root)).hexdigest()[:24]
 
 
-@dataclass(slots=True)
 class Index:
-    """The hashes of one tree's files, by path, and the block checksums of large contents, by digest."""
+    """The hashes of one tree's files, by path, and the block checksums of contents, by digest. For one thread."""
 
-    file: Path
-    files: dict[str, tuple[Look, str]] = field(default_factory=dict, repr=False)
-    _sums: dict[str, bytes] | None = field(default=None, repr=False)
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._files = kept.Table(str(file), _VERSION)
+        self._sums: kept.Table | None = None
 
     @classmethod
     def load(cls, file: Path) -> Index:
         """Read it; empty when there is none that can be read. Blocking."""
-        found = kept.read(str(file))
-        if not isinstance(found, dict) or found.get("version") != _VERSION:
-            return cls(file)
-        return cls(file, found["files"])
+        return cls(file)
 
-    def replace(self, files: dict[str, tuple[Look, str]]) -> None:
-        """Take the files of a new scan, and write them where they differ. Blocking."""
-        if files != self.files:
-            self.files = files
-            self.save()
+    @property
+    def files(self) -> Mapping[str, tuple[Look, str]]:
+        """Return the look and the digest of files, by path."""
+        return self._files.values
 
-    def save(self) -> None:
-        """Write it; a disk that is full keeps the old one. Blocking."""
+    def change(self, changed: dict[str, tuple[Look, str]], gone: Iterable[str] = ()) -> None:
+        """Take what is new, and write it; a disk that is full keeps what it had. Blocking."""
         with suppress(OSError):
-            self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            kept.write(str(self.file), {"version": _VERSION, "files": self.files})
+            self._files.change(changed, gone)
 
     # -- block checksums
 
     def sums_of(self, digest: str) -> bytes | None:
         """Return the block checksums of a content, None where they are not known. Blocking, the first time."""
-        return self._loaded().get(digest)
+        found: bytes | None = self._known_sums.values.get(digest)
+        return found
 
     def remember_sums(self, sums: dict[str, bytes]) -> None:
         """Keep the block checksums of contents; the oldest go when there are too many. Blocking."""
         if not sums:
             return
-        known = {digest: one for digest, one in self._loaded().items() if digest not in sums} | sums
-        total = sum(map(len, known.values()))
-        for digest in list(known):
+        table = self._known_sums
+        total = sum(map(len, table.values.values())) + sum(map(len, sums.values()))
+        gone = []
+        for digest, one in table.values.items():
             if total <= _MOST_SUMS:
                 break
-            total -= len(known.pop(digest))
-        self._sums = known
+            total -= len(one)
+            gone.append(digest)
         with suppress(OSError):
-            self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            kept.write(f"{self.file}.sums", known)
+            table.change(sums, gone)
 
-    def _loaded(self) -> dict[str, bytes]:
+    @property
+    def _known_sums(self) -> kept.Table:
         if self._sums is None:
-            found = kept.read(f"{self.file}.sums")
-            self._sums = found if isinstance(found, dict) else {}
+            self._sums = kept.Table(f"{self.file}.sums", _VERSION)
         return self._sums

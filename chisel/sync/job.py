@@ -132,7 +132,7 @@ class Job:
             self._noted.add(id(outcome))
             if outcome.files or outcome.sums:
                 self.index.remember_sums(outcome.sums)
-                self.index.replace({**self.index.files, **outcome.files})
+                self.index.change(outcome.files)
 
 
 class Part:
@@ -383,6 +383,7 @@ class Part:
             skipped=(*self._job.local.skipped, *(outcome.skipped if outcome is not None else ()), *_said(facts)),
             tree_hash=str(facts["tree"]),
             burst_ms=float(facts.get("burst_ms", 0.0)),
+            reasons={},
             is_dry=False,
         )
         if self._job.on_end is not None:

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from chisel.node.tree import DIRECTORY, FILE, Item, relocated
 
 Move = tuple[str, str]
 
 
-def find_moves(wanted: Mapping[str, Item], there: Mapping[str, Item]) -> list[Move]:
+def find_moves(wanted: Mapping[str, Item], there: Mapping[str, Item], stays: Container[str] = ()) -> list[Move]:
     """Return moves that bring contents of paths that are gone to new paths; each pair is of one kind.
+
+    What `stays` is not wanted and not gone either.
 
     No move's source or target lies within another's, no target exists yet, and nothing wanted lies at a source. What a
     moved directory has that is not wanted, or is wanted with another content, is for the rest of the plan.
     """
     gone: dict[str, list[str]] = {}
-    for path, item in there.items():
-        if item.kind == FILE and item.size and item.digest and path not in wanted:
+    for path in sorted(there.keys() - wanted.keys()):
+        item = there[path]
+        if item.kind == FILE and item.size and item.digest and path not in stays:
             gone.setdefault(item.digest, []).append(path)
     if not gone:
         return []
     pairs: list[Move] = []
-    for path, item in sorted(wanted.items()):
-        if item.kind == FILE and item.digest in gone and path not in there:
+    for path in sorted(wanted.keys() - there.keys()):
+        item = wanted[path]
+        if item.kind == FILE and item.digest in gone:
             candidates = gone[item.digest]
             best = max(candidates, key=lambda old: (_common_end(old, path), old))
             candidates.remove(best)
             if not candidates:
                 del gone[item.digest]
             pairs.append((best, path))
-    folders = _folders(pairs, wanted, there)
+    folders = _folders(pairs, wanted, there, stays)
     single = [
         (old, new)
         for old, new in pairs
@@ -51,7 +55,9 @@ def _common_end(one: str, other: str) -> int:
     return count
 
 
-def _folders(pairs: list[Move], wanted: Mapping[str, Item], there: Mapping[str, Item]) -> list[Move]:
+def _folders(
+    pairs: list[Move], wanted: Mapping[str, Item], there: Mapping[str, Item], stays: Container[str]
+) -> list[Move]:
     """Return directories that were renamed: most of what they had is where it would be then."""
     votes: Counter[Move] = Counter()
     for old, new in pairs:
@@ -59,10 +65,16 @@ def _folders(pairs: list[Move], wanted: Mapping[str, Item], there: Mapping[str, 
         above, below = "/".join(old.split("/")[:-common]), "/".join(new.split("/")[:-common])
         if common and above and below:
             votes[above, below] += 1
+    kept_above = {above for path in there if path in stays for above in _above(path)}
     chosen: list[Move] = []
     sizes = _sizes(there) if votes else Counter()
     for (old, new), count in sorted(votes.items(), key=lambda one: (-one[1], one[0])):
-        if old in wanted or not _is_directory(there.get(old)) or not _is_directory(wanted.get(new)):
+        if (
+            old in wanted
+            or old in kept_above
+            or not _is_directory(there.get(old))
+            or not _is_directory(wanted.get(new))
+        ):
             continue
         if not _is_free(new, there) or any(_overlap(old, o) or _overlap(new, n) for o, n in chosen):
             continue
@@ -76,9 +88,15 @@ def _sizes(there: Mapping[str, Item]) -> Counter[str]:
     found: Counter[str] = Counter()
     for path, item in there.items():
         if item.kind == FILE:
-            while path := path.rpartition("/")[0]:
-                found[path] += 1
+            for above in _above(path):
+                found[above] += 1
     return found
+
+
+def _above(path: str) -> Iterator[str]:
+    """Give the directories that a path lies in."""
+    while path := path.rpartition("/")[0]:
+        yield path
 
 
 def _is_directory(item: Item | None) -> bool:

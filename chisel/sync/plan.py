@@ -89,24 +89,21 @@ def make_plan(here: Here, present: Present) -> Plan:
     A file whose content is equal keeps the droplet's time, so that nothing is rebuilt for it. Deleted is only what was
     pushed: results of the droplet's own never are, unless they are named in `extras`.
     """
-    wanted = {path: item for path, item in here.items.items() if path not in present.keeps}
-    there = {path: item for path, item in present.items.items() if path not in here.released}
-    protected = {
-        path: item for path, item in there.items() if path in present.keeps or _is_unread(path, wanted, here.unread)
-    }
-    for path in list(protected):
-        while path := path.rpartition("/")[0]:
-            if path in there and path not in wanted:
-                protected[path] = there[path]
-    moves = find_moves(wanted, {path: item for path, item in there.items() if path not in protected})
+    wanted, there = here.items, present.items
+    if present.keeps:
+        wanted = {path: item for path, item in wanted.items() if path not in present.keeps}
+    if here.released:
+        there = {path: item for path, item in there.items() if path not in here.released}
+    protected = _protected(wanted, there, here.unread, present.keeps)
+    moves = find_moves(wanted, there, protected)
     origins = dict[str, str]()
     moved = _moved(there, moves, origins)
     final = {**protected, **wanted}
-    gone = {path for path in moved if path not in final}
-    changed = [item for path, item in sorted(wanted.items()) if not _is_there(item, moved.get(path))]
+    gone = moved.keys() - final.keys()
+    changed = sorted(item for path, item in wanted.items() if not _is_there(item, moved.get(path)))
     modes = [item for item in changed if _has_content(item, moved.get(item.path))]
     files = [item for item in changed if item.kind == FILE and not _has_content(item, moved.get(item.path))]
-    held = {item.digest: path for path, item in there.items() if item.digest and _is_source(path, item, present)}
+    held = _held(there, present.keeps) if files else {}
     sorted_files = _sorted_by_way(files, held, present.staged)
     patches = {
         item.path: (origins.get(item.path, item.path), old)
@@ -133,8 +130,23 @@ def make_plan(here: Here, present: Present) -> Plan:
     return replace(plan, reasons=_reasons(plan, moved))
 
 
-def _is_source(path: str, item: Item, present: Present) -> bool:
-    return item.kind == FILE and path not in present.keeps
+def _protected(
+    wanted: Mapping[str, Item], there: Mapping[str, Item], unread: Collection[str], keeps: Collection[str]
+) -> dict[str, Item]:
+    """Return what stays as it is without being wanted, with the directories that it lies in."""
+    if not unread and not keeps:
+        return {}
+    found = {path: item for path, item in there.items() if path in keeps or _is_unread(path, wanted, unread)}
+    for path in list(found):
+        while path := path.rpartition("/")[0]:
+            if path in there and path not in wanted:
+                found[path] = there[path]
+    return found
+
+
+def _held(there: Mapping[str, Item], keeps: Collection[str]) -> dict[str, str]:
+    """Return where contents are on the droplet, by digest."""
+    return {item[3]: path for path, item in there.items() if item[1] == FILE and item[3] and path not in keeps}
 
 
 def _is_unread(path: str, wanted: Mapping[str, Item], unread: Collection[str]) -> bool:
@@ -142,7 +154,9 @@ def _is_unread(path: str, wanted: Mapping[str, Item], unread: Collection[str]) -
 
 
 def _is_there(item: Item, there: Item | None) -> bool:
-    return there is not None and item.is_like(there) and (item.kind != FILE or bool(item.digest))
+    if there is None or item[3] != there[3] or item[2] != there[2] or item[1] != there[1]:
+        return False
+    return bool(item[3]) or item[1] != FILE
 
 
 def _has_content(item: Item, there: Item | None) -> bool:
@@ -151,6 +165,8 @@ def _has_content(item: Item, there: Item | None) -> bool:
 
 def _moved(there: Mapping[str, Item], moves: Sequence[tuple[str, str]], origins: dict[str, str]) -> dict[str, Item]:
     """Return a manifest after moves, and note where each moved path was."""
+    if not moves:
+        return dict(there)
     found = dict(there)
     folders = [(old, new) for old, new in moves if there[old].kind == DIRECTORY]
     for old, new in moves:

@@ -65,7 +65,10 @@ def scan(root: Path, index: Index | Path, is_thorough: bool = False) -> LocalTre
     except OSError as error:
         raise UsageError(f"`{error.filename or root}` cannot be read: {error.strerror}") from error
     index.remember_sums(walk.sums)
-    index.replace(walk.files)
+    known, found = index.files, walk.files
+    index.change(
+        {path: seen for path, seen in found.items() if known.get(path) is not seen}, known.keys() - found.keys()
+    )
     notes = (f"{walk.links} hard links are sent as files of their own",) if walk.links else ()
     return LocalTree(
         root,
@@ -100,11 +103,16 @@ class _Walk:
         self._directory("", ignore_for(self._root), "")
 
     def _directory(self, path: str, ignore: Ignore, base: str) -> None:
-        skipped = len(base)
-        is_ignored = ignore.is_ignored
-        for entry in self._entries(path):
+        """Go through one directory; what has not changed since the last scan takes the short way."""
+        entries = self._entries(path)
+        if path and path != base[:-1] and any(entry.name == GIT for entry in entries):
+            # A repository of its own (a submodule, a nested clone): its own rules hold inside.
+            ignore, base = ignore_for(os.path.join(self._root, path)), f"{path}/"
+        skipped, prefix = len(base), f"{path}/" if path else ""
+        is_ignored, known_of, items, files = ignore.is_ignored, self._known.get, self.items, self.files
+        for entry in entries:
             name = entry.name
-            inner = f"{path}/{name}" if path else name
+            inner = prefix + name
             is_directory = entry.is_dir(follow_symlinks=False)
             if name == GIT or is_ignored(inner[skipped:], is_directory=is_directory):
                 continue
@@ -112,8 +120,22 @@ class _Walk:
                 continue
             if is_directory:
                 self._enter(entry, inner, ignore, base)
-            else:
+                continue
+            known = known_of(inner)
+            if known is None or self._pulled:
                 self._leaf(entry, inner)
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:
+                self._leaf(entry, inner)
+                continue
+            look = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
+            if look != known[0] or status.st_nlink > 1:
+                self._leaf(entry, inner)
+                continue
+            files[inner] = known
+            items[inner] = Item(inner, FILE, look[4] & tree.PERMISSIONS, known[1], look[0], look[1])
 
     def _can_be_sent(self, path: str) -> bool:
         try:
@@ -129,11 +151,7 @@ class _Walk:
         except OSError:
             return
         self.items[path] = Item(path, DIRECTORY, mode)
-        if os.path.lexists(os.path.join(entry.path, GIT)):
-            # A repository of its own (a submodule, a nested clone): its own rules hold inside.
-            self._directory(path, ignore_for(entry.path), f"{path}/")
-        else:
-            self._directory(path, ignore, base)
+        self._directory(path, ignore, base)
 
     def _entries(self, path: str) -> list[os.DirEntry[str]]:
         place = os.path.join(self._root, path) if path else self._root
