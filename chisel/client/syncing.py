@@ -62,7 +62,7 @@ class Trees:
 @asynccontextmanager
 async def syncing(
     client: Client,
-    local: LocalTree,
+    local: LocalTree | None,
     tree: Tree,
     remote: PurePosixPath,
     *,

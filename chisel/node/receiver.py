@@ -4,6 +4,8 @@ The conversation, one round trip when the client knows what is here:
 
 - The request: `root`, `owner` and `owner_name`, `base` (the token of the state that the client knows), `tree` (the hash
   it wants), and flags. `stream` (base64) or, with `follows`, DATA frames behind it hold the changes from that base.
+- With `waits` the request holds only `root` and the owner, and the rest comes in another REQUEST: the working copy is
+  looked at while the client looks at its own tree.
 - The working copy is looked at. Where it is as the client believes, the changes are made: REPLY with `done`.
 - Otherwise REPLY with `state` (`same`, `drift` or `other`) and what is staged, DATA with what differs from the base, or
   with everything that is here; then PROGRESS with a codec and DATA with the changes from the client; REPLY with `done`.
@@ -115,8 +117,11 @@ class Sync:
                 self._stage.close()
 
     def _serve(self) -> str | None:
-        request, facts = self._request, self._manifest.facts
-        self._survey = look_around(self._directories, self._manifest.rows, is_thorough=bool(request.get("checksum")))
+        facts, is_thorough = self._manifest.facts, bool(self._request.get("checksum"))
+        self._survey = look_around(self._directories, self._manifest.rows, is_thorough=is_thorough)
+        if self._request.get("waits") and not self._take_rest_of_request():
+            return None
+        request = self._request
         knows = bool(facts.token) and request.get("base") == facts.token
         if not self._take_first_stream():
             return None
@@ -186,11 +191,17 @@ class Sync:
     def _confirm(self) -> str:
         """Answer that nothing had to be done."""
         touched = {path: row for path, row in self._survey.changed.items() if row is not None}
-        facts = self._manifest.facts
+        known = self._manifest.facts
+        facts = self._facts(known.tree, known.token)
         self._reply_done(facts, 0, {"same": True})
-        if touched:
+        if touched or facts.owner != known.owner:
             self._manifest.settle(touched, [], facts)
         return facts.tree
+
+    def _facts(self, whole: str, token: str) -> Facts:
+        request = self._request
+        owner, name = str(request.get("owner", "")), str(request.get("owner_name", ""))
+        return Facts(whole, token, owner, name, time.time())
 
     def _reply_done(self, facts: Facts, puts: int, more: dict[str, Any]) -> None:
         rows = self._manifest.rows
@@ -209,6 +220,21 @@ class Sync:
         )
 
     # -- what the client sends
+
+    def _take_rest_of_request(self) -> bool:
+        """Wait for the second half of a request; False when the client went away."""
+        while True:
+            frame = self._channel.receive(SILENCE_S)
+            if frame is None:
+                return False
+            if frame.kind == Kind.REQUEST:
+                self._request = {**self._request, **frame.json()}
+                self._wanted = str(self._request.get("tree", ""))
+                return True
+            if frame.kind == Kind.END:
+                raise stdio.Refused("cancelled", "the sync was given up")
+            if frame.kind == Kind.HEARTBEAT:
+                self._channel.send(Kind.HEARTBEAT)
 
     def _opened_stage(self) -> Stage:
         if self._stage is None:
@@ -277,10 +303,7 @@ class Sync:
         return self._settle(switch, orders, before, after, whole)
 
     def _settle(self, switch: Switch, orders: Orders, before: Rows, after: Rows, whole: str) -> str:
-        request = self._request
-        facts = Facts(
-            whole, new_token(), str(request.get("owner", "")), str(request.get("owner_name", "")), time.time()
-        )
+        facts = self._facts(whole, new_token())
         touched = {path: row for path, row in self._survey.changed.items() if row is not None and path in after}
         removed = [path for path in self._manifest.rows if path not in after]
         self._manifest.settle({**touched, **switch.seen()}, removed, facts)

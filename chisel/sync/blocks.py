@@ -14,28 +14,39 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-BLOCK = 1 << 16
-LEAST_BYTES = 1 << 20
+LEAST_BYTES = 1 << 10
 """Smaller files are sent whole."""
+
+_STEPS = ((64 << 10, 512), (1 << 20, 4 << 10), (1 << 62, 64 << 10))
+
+
+def block_for(size: int) -> int:
+    """Return the length of the blocks that a file of that size is cut into."""
+    return next(block for most, block in _STEPS if size <= most)
 
 
 class Sums:
-    """Collect the checksum of every block of a file that is read from its start."""
+    """Collect the checksum of every block of a file of `size` bytes that is read from its start."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self._block = block_for(size)
         self._sums: list[int] = []
         self._crc = 0
         self._filled = 0
 
     def add(self, data: bytes) -> None:
         """Take the next piece."""
-        view = memoryview(data)
-        while view:
-            piece = view[: BLOCK - self._filled]
+        block, view, at = self._block, memoryview(data), 0
+        if not self._filled:
+            whole = len(data) - len(data) % block
+            self._sums += [zlib.crc32(view[start : start + block]) for start in range(0, whole, block)]
+            at = whole
+        while at < len(data):
+            piece = view[at : at + block - self._filled]
             self._crc = zlib.crc32(piece, self._crc)
             self._filled += len(piece)
-            view = view[len(piece) :]
-            if self._filled == BLOCK:
+            at += len(piece)
+            if self._filled == block:
                 self._cut()
 
     def _cut(self) -> None:
@@ -65,8 +76,9 @@ class Difference:
         self._size = size
         self._old = unpacked(old_sums)
         self._old_size = old_size
+        self._block = block_for(old_size)
         self.content = hashlib.sha256()
-        self.sums = Sums()
+        self.sums = Sums(size)
         self.length = 0
 
     def pieces(self) -> Iterator[bytes | tuple[int, int]]:
@@ -75,16 +87,16 @@ class Difference:
         start = length = 0
         while self.length < self._size:
             at = self.length
-            number, aligned = divmod(at - shift, BLOCK)
-            step = BLOCK if not aligned else BLOCK - aligned
+            number, aligned = divmod(at - shift, self._block)
+            step = self._block if not aligned else self._block - aligned
             data = self._read(at, step)
             if not data:
                 break
             if not aligned and self._is_old(number, data):
-                if length and start + length != number * BLOCK:
+                if length and start + length != number * self._block:
                     yield (start, length)
                     length = 0
-                start = start if length else number * BLOCK
+                start = start if length else number * self._block
                 length += len(data)
                 self._take(data)
                 continue
@@ -102,16 +114,16 @@ class Difference:
 
     def _met_again(self, at: int, growth: int) -> int | None:
         """Return where the next old block begins if all the growth lies before it and it is there; None if not."""
-        number = max(0, -((growth - at) // BLOCK))
-        begin = number * BLOCK + growth
+        number = max(0, -((growth - at) // self._block))
+        begin = number * self._block + growth
         if begin < at or number >= len(self._old):
             return None
-        return begin if self._is_old(number, self._read(begin, BLOCK)) else None
+        return begin if self._is_old(number, self._read(begin, self._block)) else None
 
     def _literal(self, data: bytes, at: int, stop: int) -> Iterator[bytes]:
         """Give what lies between two places; `data` has been read already."""
         while at < stop:
-            piece = (data or self._read(at, min(BLOCK, stop - at)))[: stop - at]
+            piece = (data or self._read(at, min(self._block, stop - at)))[: stop - at]
             data = b""
             if not piece:
                 return
@@ -120,7 +132,7 @@ class Difference:
             yield piece
 
     def _is_old(self, number: int, data: bytes) -> bool:
-        if not 0 <= number < len(self._old) or len(data) != min(BLOCK, self._old_size - number * BLOCK):
+        if not 0 <= number < len(self._old) or len(data) != min(self._block, self._old_size - number * self._block):
             return False
         return zlib.crc32(data) == self._old[number]
 
@@ -133,9 +145,9 @@ class Difference:
         self.length += len(data)
 
 
-def read_whole(pieces: Iterator[bytes]) -> tuple[Any, int, bytes]:
-    """Return the sha256, the length and the checksums of what is read."""
-    content, sums, length = hashlib.sha256(), Sums(), 0
+def read_whole(pieces: Iterator[bytes], size: int) -> tuple[Any, int, bytes]:
+    """Return the sha256, the length and the checksums of what is read of a file of `size` bytes."""
+    content, sums, length = hashlib.sha256(), Sums(size), 0
     for data in pieces:
         content.update(data)
         sums.add(data)

@@ -19,7 +19,7 @@ from anyio import to_thread
 from chisel.errors import HostUnreachable, RemoteError
 from chisel.events import Notice, Progress, Sink
 from chisel.model import Host, SyncResult
-from chisel.node import tree
+from chisel.node import frames, tree
 from chisel.node.frames import Frame, Kind
 from chisel.node.tree import Item
 from chisel.ssh.refusal import remote_error
@@ -69,11 +69,15 @@ class Channel(Protocol):
 
 
 class Job:
-    """One sync of one tree: parts of several droplets share its plans and streams."""
+    """One sync of one tree: parts of several droplets share its plans and streams.
+
+    Without a tree as yet the parts announce themselves, so that the droplets look at their working copies while the
+    tree is scanned, and go on when it is there (`scanned`): worth it on sessions that are open already.
+    """
 
     def __init__(
         self,
-        local: LocalTree,
+        local: LocalTree | None,
         index: Index,
         known: Known,
         remote: PurePosixPath,
@@ -85,7 +89,8 @@ class Job:
         limiter: Limiter | None = None,
         on_end: Callable[[SyncResult], None] | None = None,
     ) -> None:
-        self.local = local
+        self._local = local
+        self._has_scanned = anyio.Event()
         self.index = index
         self.known = known
         self.remote = remote
@@ -99,10 +104,32 @@ class Job:
         self._plans: dict[Any, Plan] = {}
         self._noted: set[int] = set()
 
+    @property
+    def local(self) -> LocalTree:
+        """Return the scanned tree."""
+        assert self._local is not None
+        return self._local
+
+    @property
+    def is_scanned(self) -> bool:
+        """Say whether the tree is there."""
+        return self._local is not None
+
+    def scanned(self, local: LocalTree) -> None:
+        """Take the tree, and let the parts go on that have announced themselves."""
+        self._local = local
+        self._has_scanned.set()
+
+    async def wait_scanned(self) -> None:
+        """Wait for the tree."""
+        if self._local is None:
+            await self._has_scanned.wait()
+
     async def part(self, host: Host) -> Part:
         """Return a droplet's part, ready to be sent."""
         part = Part(self, host)
-        await part.prepare()
+        if self.is_scanned:
+            await part.prepare()
         return part
 
     def close(self) -> None:
@@ -149,6 +176,8 @@ class Part:
         self._cast: Cast | None = None
         self._inline: bytes | None = None
         self._asks = True
+        self._is_prepared = False
+        self._is_announced = False
         self._state = ""
         self._staged: tuple[str, ...] = ()
         self._codecs: tuple[str, ...] = ()
@@ -164,6 +193,7 @@ class Part:
     async def prepare(self) -> None:
         """Work out what to send unasked; nothing is read of what is to be sent but small files."""
         await to_thread.run_sync(self._recall)
+        self._is_prepared = True
         plan = self._plan
         if plan is None or self._asks or plan.is_empty:
             return
@@ -208,19 +238,17 @@ class Part:
     def request(self) -> dict[str, Any]:
         """Return what the droplet is asked."""
         job, options = self._job, self._job.options
-        request: dict[str, Any] = {
-            "root": str(job.remote),
-            "owner": job.owner,
-            "owner_name": job.owner_name,
-            "base": self._there.token if self._base is not None else "",
-            "tree": job.local.tree_hash,
-        }
+        who: dict[str, Any] = {"root": str(job.remote), "owner": job.owner, "owner_name": job.owner_name}
+        who |= {name: True for name, is_set in self._early_flags() if is_set}
+        if not self._is_prepared:
+            self._is_announced = True
+            return {**who, "waits": True}
+        request = {} if self._is_announced else who
+        request |= {"base": self._there.token if self._base is not None else "", "tree": job.local.tree_hash}
         flags = {
             "asks": self._asks,
             "keep": options.keeps,
             "now": options.is_now,
-            "takes_over": options.takes_over,
-            "checksum": options.checks,
             "extra": options.deletes_extra,
         }
         if self._inline is not None and self._cast is not None and self._cast.outcome is not None:
@@ -230,10 +258,18 @@ class Part:
             request["follows"] = True
         return {**request, **{name: True for name, is_set in flags.items() if is_set}}
 
+    def _early_flags(self) -> list[tuple[str, bool]]:
+        options = self._job.options
+        return [("takes_over", options.takes_over), ("checksum", options.checks)]
+
     # -- the conversation
 
     async def begin(self, channel: Channel) -> None:
-        """Send what goes behind the request unasked."""
+        """Send what goes behind the request unasked: the rest of it, where it was only announced."""
+        if not self._is_prepared:
+            await self._job.wait_scanned()
+            await self.prepare()
+            await channel.send(Kind.REQUEST, frames.as_json(self.request()))
         if self._inline is not None:
             self._sent_bytes += len(self._inline)
         elif self._cast is not None:

@@ -225,7 +225,7 @@ class _Walk:
                     if found is not None:
                         return found
                     continue
-                content, length, sums = blocks.read_whole(tree.read_chunks(handle, before.st_size + 1))
+                content, length, sums = blocks.read_whole(tree.read_chunks(handle, before.st_size + 1), before.st_size)
                 if length == before.st_size and tree.same_file_state(before, os.fstat(handle)):
                     digest = str(content.hexdigest())
                     self.sums[digest] = sums

@@ -154,7 +154,7 @@ class Stream:
                 yield from self._patch(difference)
                 content, length, packed = difference.content, difference.length, difference.sums.packed()
             else:
-                content, length, collected = hashlib.sha256(), 0, blocks.Sums()
+                content, length, collected = hashlib.sha256(), 0, blocks.Sums(before.st_size)
                 is_large = before.st_size >= blocks.LEAST_BYTES
                 yield tree.pack(["put", *_facts(now)])
                 for data in tree.read_chunks(source, before.st_size + 1):

@@ -12,7 +12,7 @@ from chisel.events import NullSink
 from chisel.model import DropletId, Host, PullResult, SyncResult
 from chisel.sandbox.base import DropletSpec, home_of
 from chisel.sandbox.droplets import start_droplet
-from chisel.ssh.connector import Connection, open_connector
+from chisel.ssh.connector import Connection, Connector, open_connector
 from chisel.ssh.keys import generate_keypair
 from chisel.sync.index import Index
 from chisel.sync.job import Job, Options
@@ -29,6 +29,7 @@ class Bench:
     """A local tree, a droplet, and the connection between them."""
 
     connection: Connection
+    connector: Connector
     home: Path
     local: Path
     index: Path
@@ -48,6 +49,10 @@ class Bench:
         finally:
             job.close()
 
+    async def reconnect(self) -> None:
+        """Open another connection in place of one that was cut."""
+        self.connection = await self.connector.connect(self.connection.host)
+
     async def pull(self, *patterns: str, to: Path) -> PullResult:
         return await pull(self.connection, REMOTE, patterns, to, sink=NullSink())
 
@@ -62,6 +67,6 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await to_thread.run_sync(local.mkdir)
     try:
         async with open_connector(user) as connector:
-            yield Bench(await connector.connect(host), home_of(spec), local, tmp_path / "index" / "one")
+            yield Bench(await connector.connect(host), connector, home_of(spec), local, tmp_path / "index" / "one")
     finally:
         await droplet.close()
