@@ -62,6 +62,7 @@ class Switch:
         self._orders = orders
         self._puts: list[Item] = []
         self._opened: dict[str, int] = {}
+        self._moved = applied(before, Orders(moves=orders.moves)) if orders.moves else before
         self._keys_before = sorted(before)
         self._keys_after = sorted(after)
         self.deleted = 0
@@ -90,7 +91,7 @@ class Switch:
             self._make_directory(path)
         for old, new in orders.moves:
             self._move(old, new)
-        self._delete(sorted(self._before.keys() - self._after.keys(), reverse=True))
+        self._delete(sorted(self._moved.keys() - self._after.keys(), reverse=True))
         for path in orders.extras:
             self._remove_extra(path)
         for number, item in enumerate(self._puts):
@@ -167,7 +168,7 @@ class Switch:
                 self._opened.pop(path, None)
                 if not self._remove_if_empty(parent, name):
                     self._opened[path] = status.st_mode & tree.PERMISSIONS
-            elif path in self._before and self._before[path].kind != DIRECTORY:
+            elif path in self._moved and self._moved[path].kind != DIRECTORY:
                 os.unlink(name, dir_fd=parent)
                 self.deleted += 1
 

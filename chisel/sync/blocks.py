@@ -17,6 +17,7 @@ from typing import Any
 LEAST_BYTES = 1 << 10
 """Smaller files are sent whole."""
 
+_LONGEST = 4 << 20
 _STEPS = ((64 << 10, 512), (1 << 20, 4 << 10), (1 << 62, 64 << 10))
 
 
@@ -93,7 +94,7 @@ class Difference:
             if not data:
                 break
             if not aligned and self._is_old(number, data):
-                if length and start + length != number * self._block:
+                if length and (start + length != number * self._block or length >= _LONGEST):
                     yield (start, length)
                     length = 0
                 start = start if length else number * self._block

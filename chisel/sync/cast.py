@@ -20,6 +20,8 @@ from chisel.sync.stream import Outcome, Stream
 
 KEPT_BYTES = 32 << 20
 LAG_BYTES = 96 << 20
+PART_BYTES = 8 << 20
+"""After so much content the droplet gets what there is: it works while this machine reads on."""
 PLAIN = "none"
 
 
@@ -124,10 +126,14 @@ class Cast:
         stream = self._stream
         stream.open()
         yield self._piece(Kind.PROGRESS, frames.as_json({"codec": codec_name}))
-        packer = codec.open_packer(codec_name, bytes_per_s)
-        waiting = bytearray()
+        packer = codec.open_packer(codec_name, bytes_per_s, stream.content_bytes)
+        waiting, given = bytearray(), 0
         for record in stream.packed_part():
             waiting += packer.compress(record)
+            if stream.done_bytes - given >= PART_BYTES:
+                given = stream.done_bytes
+                waiting += packer.part()
+                yield self._data(waiting)
             while len(waiting) >= tree.CHUNK:
                 yield self._data(waiting)
         waiting += packer.flush()

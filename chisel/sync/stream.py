@@ -59,6 +59,11 @@ class Stream:
             self._root = -1
 
     @property
+    def content_bytes(self) -> int:
+        """Return about how many bytes of content have to be sent."""
+        return self._plan.content_bytes
+
+    @property
     def has_plain_part(self) -> bool:
         """Say, once the first part is written, whether there is a second one."""
         return bool(self._hopeless)

@@ -343,3 +343,14 @@ def test_roots_of_the_same_name_have_different_places() -> None:
     assert str(one).startswith("~/chisel/kernels-")
     assert str(remote_root_for(Path("/a/wéird näme!"))).isascii()
     assert str(remote_root_for(Path("/"))).startswith("~/chisel/tree-")
+
+
+async def test_what_is_gone_from_a_renamed_directory_goes_there_too(bench: Bench) -> None:
+    for name in ("a", "b", "c"):
+        write(bench.local / "old" / "deep" / name, f"content of {name}")
+    await bench.push()
+    (bench.local / "old").rename(bench.local / "new")
+    (bench.local / "new" / "deep" / "b").unlink()
+    result = await bench.push()
+    assert (result.moved_files, result.deleted_files) == (3, 1)
+    same(bench)
