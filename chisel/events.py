@@ -66,7 +66,10 @@ class DropletStage(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Event):
-    """How far a task of known or unknown length is; the last one of a task has `is_done`."""
+    """How far a task of known or unknown length is; the last one of a task has `is_done`.
+
+    A task of many files counts those as well: `done_files` of `total_files`.
+    """
 
     kind: ClassVar[str] = "progress"
 
@@ -75,6 +78,8 @@ class Progress(Event):
     total: int | None = None
     unit: Literal["bytes", "files", "steps"] = "bytes"
     is_done: bool = False
+    done_files: int | None = None
+    total_files: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +96,14 @@ class Retry(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A command runs on a droplet, in `cwd` there."""
+    """A command runs on a droplet, in `cwd` there, on the tree that `tree_hash` names (empty: nothing was synced)."""
 
     kind: ClassVar[str] = "run_started"
 
     run_id: RunId
     line: str
     cwd: str
+    tree_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -183,7 +184,10 @@ class RunResult:
 class SyncResult:
     """What one sync changed on one droplet; `sent_bytes` is what crossed the network, compressed, for the content.
 
-    `setup_error` is the part of `error` that the project's setup script is to blame for: the tree itself is there.
+    `moved_files` are there under another name now, `repaired` had been changed on the droplet, `kept` too but were to
+    stay so. With `is_dry` nothing was done, and `reasons` say by path what would be. `burst_ms` is how long the working
+    copy was neither the old nor the new. `setup_error` is the part of `error` that the project's setup script is to
+    blame for: the tree itself is there.
     """
 
     host: str
@@ -198,6 +202,12 @@ class SyncResult:
     tree_hash: str = ""
     error: str | None = None
     setup_error: str | None = None
+    moved_files: int = 0
+    kept: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict, repr=False)
+    is_dry: bool = False
+    burst_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,9 @@ HOMES = {
     "pathspec": {"sync"},
     "backports": {"sync.codec"},
 }
-NODE_ABOVE = {"frames", "registry", "tree", "chrometrace", "formats", "names", "ranking", "spans", "table", "tally"}
+NODE_ABOVE = {
+    "frames", "registry", "tree", "kept", "chrometrace", "formats", "names", "ranking", "spans", "table", "tally",
+}  # fmt: skip
 
 
 def modules() -> list[tuple[str, ast.Module]]:

@@ -18,6 +18,8 @@ Command = Callable[..., Awaitable[None]]
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
 _UNIT_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)(?:B|B/s)?")
+_RATE_UNIT = {"": 1, "k": 1000, "m": 1_000_000, "g": 1_000_000_000}
 # The command's own words end chisel's options: in `chisel run --all make -j8` the -j8 is make's.
 WORDS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 
@@ -80,6 +82,21 @@ class Duration(click.ParamType[timedelta]):
         if not found:
             self.fail(f"`{value}` is not a duration like 90s, 15m or 2h", param, ctx)
         return timedelta(seconds=float(found[1]) * _UNIT_S[found[2]])
+
+
+class Rate(click.ParamType[float]):
+    """A rate as people write it: 500k, 2M, 1.5M bytes a second."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return bytes a second, which must be some."""
+        if isinstance(value, float):
+            return value
+        found = _RATE.fullmatch(str(value).strip())
+        if not found or not float(found[1]):
+            self.fail(f"`{value}` is not a rate like 500k or 2M (bytes a second)", param, ctx)
+        return float(found[1]) * _RATE_UNIT[found[2].lower()]
 
 
 class Dollars(click.ParamType[Decimal]):

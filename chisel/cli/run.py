@@ -23,7 +23,7 @@ from chisel.cli.options import (
     with_options,
 )
 from chisel.cli.session import Session, choose
-from chisel.cli.target import LOST, bring_up_option, env_option, status_of_sync, target_of
+from chisel.cli.target import LOST, bring_up_option, env_option, target_of
 
 if TYPE_CHECKING:
     from chisel.client import Client, Pool
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _FLAG: dict[str, Any] = {"is_flag": True}
 _RUN_OPTIONS: tuple[Callable[[Command], Command], ...] = (
-    click.option("-s", "--sync", "sync_first", **_FLAG, help="Sync first."),
+    click.option("-s", "--sync", "sync_first", **_FLAG, help="Sync first, in the same message."),
     click.option("--pull", "pulls", multiple=True, metavar="PATH", help="Bring PATH back afterwards (again: more)."),
     click.option(
         "--env-file", "env_files", multiple=True, type=click.Path(path_type=Path), help="Set what FILE's K=V lines say."
@@ -128,10 +128,6 @@ async def run(
         target = await target_of(client, session, pool, everywhere, on, bring_up)
         if tty and len(target) > 1:
             raise click.UsageError("--tty is for one droplet")
-        if sync_first:
-            status_of_sync(session, await target.sync())
-            if session.status:
-                return
         results: list[RunResult] = []
         async with AsyncExitStack() as stack:
             if tty:
@@ -140,6 +136,7 @@ async def run(
                 control = await stack.enter_async_context(interruptible(session, client))
                 more = {} if detach else _input(session, stdin, len(target))
             more |= {"family": session.family, "resumed": session.remains}
+            more["sync"] = sync_first
             results = await target.run(list(command), capture=False, control=control, detaches=detach, **more, **asked)
         if not results:
             return  # left by ~.

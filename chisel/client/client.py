@@ -46,6 +46,7 @@ from chisel.paths import Paths, resolve_paths
 from chisel.state import CloudState, DropletRecord, ProjectState, State, StateStore
 
 if TYPE_CHECKING:
+    from chisel.client.syncing import Trees
     from chisel.cloud.base import Cloud
     from chisel.figures import ProfileReport
     from chisel.lifecycle import Lifecycle
@@ -116,6 +117,7 @@ class Client:
         self._opening = anyio.Lock()
         self._cloud: Cloud | None = None
         self._connector: Connector | None = connector
+        self._trees: Trees | None = None
 
     @property
     def has_connected(self) -> bool:
@@ -123,6 +125,15 @@ class Client:
         return self._connector is not None
 
     # -- what is opened late
+
+    @property
+    def trees(self) -> Trees:
+        """Return what is kept of local trees, warm for as long as the client lives."""
+        if self._trees is None:
+            from chisel.client.syncing import Trees
+
+            self._trees = Trees(self.paths.index_dir)
+        return self._trees
 
     async def cloud(self) -> Cloud:
         """Return the connection to the cloud's API; raises ConfigError without a token."""
@@ -447,8 +458,11 @@ class Client:
         known = await self.project_state()
         if known is None or known.last_root is None:
             return "~"
-        remote = known.synced_roots[known.last_root]
-        here, root = self.where.cwd.resolve(), Path(known.last_root)
+        return self.remote_place(Path(known.last_root), known.synced_roots[known.last_root])
+
+    def remote_place(self, root: Path, remote: str) -> str:
+        """Return the directory of a working copy that matches the current one, its top where none does."""
+        here = self.where.cwd.resolve()
         if here == root or root not in here.parents:
             return remote
         return str(PurePosixPath(remote) / here.relative_to(root).as_posix())
@@ -465,8 +479,8 @@ class Client:
         around = [Path(root) for root in (known.synced_roots if known else {}) if Path(root) in (here, *here.parents)]
         return max(around, key=lambda root: len(root.parts)) if around else self.where.project.root.resolve()
 
-    async def remember_sync(self, root: Path, remote: str, tree_hash: str) -> None:
-        """Record that this tree was synced last, and its hash."""
+    async def remember_sync(self, root: Path, remote: str, tree_hash: str = "") -> None:
+        """Record that this tree was synced last, and the hash of it that the droplets have."""
         project = self.where.project
 
         def change(state: State) -> State:

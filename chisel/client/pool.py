@@ -6,16 +6,16 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from chisel.errors import ChiselError, UsageError
-from chisel.events import Notice, PullEnded, SyncEnded
+from chisel.events import PullEnded
 from chisel.figures import ProfileReport
 from chisel.model import (
     Bill,
@@ -45,6 +45,7 @@ from chisel.state import DropletRecord
 
 if TYPE_CHECKING:
     from chisel.client.client import Client
+    from chisel.client.syncing import SyncOptions
 
 GRACE = timedelta(seconds=5)
 _LOOK_TIMEOUT_S = 8.0
@@ -95,41 +96,25 @@ class Pool:
 
         return [host_of(record) for record in self._records]
 
-    async def sync(self, path: Path | str | None = None) -> list[SyncResult]:
+    async def sync(
+        self,
+        path: Path | str | None = None,
+        *,
+        to: str | None = None,
+        options: SyncOptions | None = None,
+        bytes_per_s: float | None = None,
+    ) -> list[SyncResult]:
         """Make the working copies equal to the local tree, sending only what changed.
 
-        Scans and hashes once for all droplets. After the project's own root its `setup` script (chisel.toml) runs where
-        its text has not run yet. Raises UsageError when `path` is no directory, OSError-free: a tree that
-        cannot be read is a ChiselError. A droplet's failure is the `error` of its result.
+        Scans, hashes and compresses once for all droplets. `to` is a directory on the droplets (default: one of the
+        tree's own, below `~/chisel`), `bytes_per_s` bounds what all of them are sent together. After the project's own
+        root its `setup` script (chisel.toml) runs where its text has not run yet. Raises UsageError when `path` is no
+        directory, OSError-free: a tree that cannot be read is a ChiselError. A droplet's failure is the `error` of its
+        result.
         """
-        from chisel.client.setup import set_up
-        from chisel.sync.push import push, remote_root_for
-        from chisel.sync.scan import index_file_for, scan_tree
+        from chisel.client.syncing import sync
 
-        root = await self._client.root_to_sync(path)
-        tree = await scan_tree(root, index_file_for(self._client.paths.index_dir, root))
-        remote = remote_root_for(root)
-        owner = (await self._client.store.read()).owner
-        connector = await self._client.connector(self.hosts())
-        results: dict[str, SyncResult] = {}
-
-        async def one(host: Host) -> None:
-            try:
-                connection = await connector.connect(host)
-                result = await push(connection, tree, remote, owner=owner, sink=self._client.sink)
-            except ChiselError as error:
-                result = SyncResult(host=host.name, root=str(remote), error=describe(error))
-            results[host.name] = result
-            self._client.sink.emit(SyncEnded(host=host.name, result=result))
-
-        await self._on_hosts(one)
-        if any(result.error is None for result in results.values()):
-            await self._client.remember_sync(root, str(remote), tree.tree_hash)
-        synced = [host for host in self.hosts() if results[host.name].error is None]
-        for name, trouble in (await set_up(self._client, synced, root, remote)).items():
-            results[name] = replace(results[name], error=f"setup: {trouble}", setup_error=trouble)
-            self._client.sink.emit(Notice(host=name, level="error", message=f"setup: {trouble}"))
-        return [results[name] for name in self.names]
+        return await sync(self, self._client, path, to=to, options=options, bytes_per_s=bytes_per_s)
 
     async def run(
         self,
@@ -154,6 +139,7 @@ class Pool:
         on_taken: Callable[[int], None] | None = None,
         family: RunId | None = None,
         resumed: Resumption | None = None,
+        sync: SyncOptions | bool = False,
     ) -> list[RunResult]:
         """Run a command on every droplet at once and return one result each.
 
@@ -166,12 +152,15 @@ class Pool:
         A lost link is opened again for `patience` (zero: its loss is the end, status 255); meanwhile the command runs
         on, and its output goes on at the byte where it stopped. A command without a client for `orphan` (2 h) is ended.
         `user` runs it as somebody else, `venv` in a virtual environment, `gpus` with these devices only (`"0,3"`),
-        `container` inside an image. `on_taken`, `family` and `resumed` let another process go on with it: see
+        `container` inside an image. With `sync` the tree that `Pool.sync()` means goes ahead in the same message, and
+        the command runs in its working copy. `on_taken`, `family` and `resumed` let another process go on with it: see
         `chisel.runner.run_pool`. Cancelled, it ends the commands there before it leaves.
         """
+        known = await self._client.project_state()
         order = Order(
             line=shell_line(command),
             cwd=self._where(cwd, await self._client.remote_cwd()),
+            tree_hash=known.tree_hash if known is not None else "",
             env=self._client.command_env(env),
             owner=(await self._client.store.read()).owner,
             capture=capture,
@@ -185,11 +174,10 @@ class Pool:
             gpus=gpus,
             container=container,
         )
-        return await run_pool(
-            await self._client.connector(self.hosts()),
-            self.hosts(),
-            order,
-            self._client.sink,
+        follow = partial(
+            run_pool,
+            hosts=self.hosts(),
+            sink=self._client.sink,
             control=control,
             limits=Limits(max_fail, retries),
             source=_source(stdin) if isinstance(stdin, bytes) else stdin,
@@ -197,6 +185,12 @@ class Pool:
             family=family,
             resumed=resumed,
         )
+        if sync:
+            from chisel.client.syncing import run_synced
+
+            options = None if isinstance(sync, bool) else sync
+            return await run_synced(self, self._client, order, follow, options, lambda remote: self._where(cwd, remote))
+        return await follow(await self._client.connector(self.hosts()), order=order)
 
     @staticmethod
     def _where(cwd: str | None, remote: str) -> str:

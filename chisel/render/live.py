@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from chisel import events
@@ -29,7 +30,8 @@ class LiveScreen(Screen):
     async def tick(self) -> None:
         """Redraw the moving lines; called at a fixed rate by the output's owner."""
         now = time.monotonic()
-        shown = [event for since, event in self._moving.values() if now - since >= _SHOW_AFTER_S][:_MOST_LINES]
+        shown = [(since, event) for since, event in self._moving.values() if now - since >= _SHOW_AFTER_S]
+        shown = [*self._sums(shown), *shown][:_MOST_LINES]
         if not self._at_line_start or (not shown and not self._drawn_lines):
             return
         from rich.spinner import Spinner
@@ -39,8 +41,8 @@ class LiveScreen(Screen):
 
         self._spinner = self._spinner or Spinner("dots")
         grid = Table.grid(padding=(0, 1), expand=False)
-        for event in shown:
-            grid.add_row(*self._cells(event, now))
+        for since, event in shown:
+            grid.add_row(*self._cells(event, now, since))
         text = tables.to_text(grid, width=self._look.width, colour=self._look.colour_stderr) if shown else ""
         self._writer.write(STDERR, self._erasing() + text.encode())
         self._drawn_lines = text.count("\n")
@@ -51,14 +53,35 @@ class LiveScreen(Screen):
         super().finish()
         self._erase()
 
-    def _cells(self, event: events.Event, now: float) -> tuple[Any, ...]:
+    @staticmethod
+    def _sums(moving: Sequence[tuple[float, events.Event]]) -> list[tuple[float, events.Event]]:
+        """Add up the transfers of several droplets, a line for each task."""
+        tasks: dict[str, list[tuple[float, events.Progress]]] = {}
+        for since, event in moving:
+            if isinstance(event, events.Progress) and event.unit == "bytes" and event.total:
+                tasks.setdefault(event.task, []).append((since, event))
+        return [
+            (
+                min(since for since, _ in row),
+                events.Progress(
+                    host=f"all {len(row)}",
+                    task=task,
+                    done=sum(event.done for _, event in row),
+                    total=sum(event.total or 0 for _, event in row),
+                ),
+            )
+            for task, row in tasks.items()
+            if len(row) > 1
+        ]
+
+    def _cells(self, event: events.Event, now: float, since: float) -> tuple[Any, ...]:
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
         host = Text(clean(event.host or ""), style="bold")
         if isinstance(event, events.Progress):
             bar = ProgressBar(total=event.total, completed=event.done, width=24, pulse=event.total is None)
-            return self._spinner.render(now), host, Text(event.task), bar, Text(_how_far(event))
+            return self._spinner.render(now), host, Text(event.task), bar, Text(_how_far(event, now - since))
         detail = clean(getattr(event, "detail", ""))
         return self._spinner.render(now), host, Text(getattr(event, "stage", "")), Text(detail, style="dim"), Text("")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chisel import events
-from chisel.model import Bill, RunResult
+from chisel.model import Bill, RunResult, SyncResult
 from chisel.render import summary, words
 from chisel.render.clean import clean, clean_lines
 from chisel.render.collect import STREAMS, Collector, Held, differences
@@ -65,6 +65,7 @@ class Screen:
         self._has_hinted = False
         self._bills: list[Bill] = []
         self._last_progress: dict[tuple[str | None, str], float] = {}
+        self._began_at: dict[tuple[str | None, str], float] = {}
         self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
             events.Notice: self._notice,
             events.DropletStage: self._stage,
@@ -192,9 +193,10 @@ class Screen:
     def _progress(self, event: events.Progress) -> None:
         key = (event.host, event.task)
         since = self._last_progress.setdefault(key, event.at)
+        began_at = self._began_at.setdefault(key, event.at)
         if not event.is_done and event.at - since >= _PLAIN_PROGRESS_EVERY_S and not self._look.quiet:
             self._last_progress[key] = event.at
-            self.say(f"{self._named(event.host)}{event.task}: {_how_far(event)}")
+            self.say(f"{self._named(event.host)}{event.task}: {_how_far(event, event.at - began_at)}")
 
     def _retry(self, event: events.Retry) -> None:
         self.say(f"{event.what} failed ({event.reason}); trying again in {event.wait_s:.1f} s", "33")
@@ -305,15 +307,20 @@ class Screen:
             return
         if self._look.quiet:
             return
-        deleted = f", {one.deleted_files:,} deleted" if one.deleted_files else ""
-        self.say(
-            f"{one.host}: {words.count(one.sent_files, 'file')} sent ({words.size(one.sent_bytes)}){deleted},"
-            f" {one.total_files:,} in all, {words.duration(one.seconds)}"
-        )
-        for path in one.repaired:
+        if one.is_dry:
+            for path in sorted(one.reasons):
+                self.say(f"{one.host}: {path}: {one.reasons[path]}")
+            self.say(f"{one.host}: nothing was changed: {words.count(len(one.reasons), 'path')} would be")
+        else:
+            self.say(f"{one.host}: {_what_was_synced(one)}")
+        for path in one.repaired if not one.is_dry else ():
             self.say(f"{one.host}: repaired `{path}`, which was changed there", "33")
+        for path in one.kept:
+            self.say(f"{one.host}: kept `{path}`, which was changed there", "33")
         for path in one.skipped:
             self.say(f"{one.host}: not sent: {path}", "33")
+        for note in one.notes:
+            self.say(f"{one.host}: {note}")
 
     def _pull_ended(self, event: events.PullEnded) -> None:
         one = event.result
@@ -382,12 +389,24 @@ class Screen:
             )
 
 
-def _how_far(event: events.Progress) -> str:
+def _what_was_synced(one: SyncResult) -> str:
+    """Say in one line what a sync did."""
+    counts = ((one.sent_files, "sent"), (one.moved_files, "moved"), (one.deleted_files, "deleted"))
+    parts = [f"{words.count(number, 'file')} {what}" for number, what in counts if number]
+    size = f" ({words.size(one.sent_bytes)})" if one.sent_bytes else ""
+    done = ", ".join(parts) or ("changed" if one.sent_bytes else "nothing to send")
+    return f"{done}{size}, {one.total_files:,} in all, {words.duration(one.seconds)}"
+
+
+def _how_far(event: events.Progress, seconds: float = 0.0) -> str:
     done = words.size(event.done) if event.unit == "bytes" else f"{event.done:,} {event.unit}"
-    if not event.total:
-        return done
-    total = words.size(event.total) if event.unit == "bytes" else f"{event.total:,}"
-    return f"{done} of {total}"
+    if event.total:
+        total = words.size(event.total) if event.unit == "bytes" else f"{event.total:,}"
+        done = f"{done} of {total}"
+    if event.done_files is not None and event.total_files:
+        done += f", {event.done_files:,} of {words.count(event.total_files, 'file')}"
+    pace = words.pace(event.done, event.total, seconds) if event.unit == "bytes" else ""
+    return f"{done}, {pace}" if pace else done
 
 
 def _profiles() -> Any:

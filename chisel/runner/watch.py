@@ -97,7 +97,8 @@ class Watch:
         if not self.has_started:
             self.has_started = True
             line = self._order.shown or self._order.line or str(facts.get("line", ""))
-            self._sink.emit(RunStarted(host=self.host, run_id=self.run_id, line=line, cwd=str(facts.get("cwd", ""))))
+            cwd, tree_hash = str(facts.get("cwd", "")), str(facts.get("tree_hash", ""))
+            self._sink.emit(RunStarted(host=self.host, run_id=self.run_id, line=line, cwd=cwd, tree_hash=tree_hash))
             self._keep()
 
     def _output(self, stream: Stream, payload: bytes) -> None:
