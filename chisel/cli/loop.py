@@ -15,16 +15,26 @@ from chisel.cli.target import bring_up_option, env_option, status_of_errors, sta
 
 @click.command()
 @click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--explain", "explained", metavar="PATH", multiple=True, help="Only say whether PATH is sent, and why. Repeatable."
+)
 @target_options
 @bring_up_option
 @output_options
 async def sync(
-    session: Session, path: Path | None, pool: str | None, everywhere: bool, on: str | None, bring_up: bool
-) -> None:
+    session: Session, path: Path | None, explained: tuple[str, ...], pool: str | None, everywhere: bool,
+    on: str | None, bring_up: bool,
+) -> None:  # fmt: skip
     """Make the droplets' working copy equal to the local tree, sending only what changed.
 
     PATH is the tree (default: the synced one around the current directory, else the project's root).
     """
+    if explained:
+        from chisel.client.explaining import explain
+
+        async with session.open() as client:
+            await explain(client, explained, root=path)
+        return
     async with session.open() as client:
         target = await target_of(client, session, pool, everywhere, on, bring_up)
         status_of_sync(session, await target.sync(path))

@@ -13,7 +13,7 @@ from anyio import to_thread
 
 from chisel.events import Notice
 from chisel.node.tree import DIRECTORY, FILE, LINK
-from chisel.sync.ignore import Place, Rules, Surroundings, Verdict, default_surroundings
+from chisel.sync.ignore import GIT, Place, Rules, Surroundings, Verdict, default_surroundings
 
 MANY_FILES = 10_000
 MANY_BYTES = 100_000_000
@@ -119,7 +119,7 @@ class Walk:
                 verdict = place.decide(entry.name, is_directory=is_directory)
                 if is_directory:
                     self._directory(place, entry, path, verdict)
-                elif verdict.is_sent:
+                elif verdict.is_sent or (verdict.source is None and _is_special(entry)):
                     self._leaf(entry, path)
                 else:
                     self.left_out.append(LeftOut(path, is_directory=False, reason="ignored", verdict=verdict))
@@ -165,7 +165,7 @@ class Walk:
         elif stat.S_ISLNK(status.st_mode):
             self.entries[path] = Entry(path, LINK, status)
         else:
-            detail = _kind_of_special(status.st_mode)
+            detail = kind_of_special(status.st_mode)
             self.left_out.append(LeftOut(path, is_directory=False, reason="special", detail=detail))
 
 
@@ -173,7 +173,13 @@ def _name(entry: os.DirEntry[str]) -> str:
     return entry.name
 
 
-def _kind_of_special(mode: int) -> str:
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Say whether it is neither a file nor a link: git lists no such thing, without any rule against it."""
+    return not entry.is_file(follow_symlinks=False) and not entry.is_symlink() and entry.name != GIT
+
+
+def kind_of_special(mode: int) -> str:
+    """Say what a file is that cannot be sent."""
     kinds = (
         (stat.S_ISFIFO, "a FIFO"),
         (stat.S_ISSOCK, "a socket"),

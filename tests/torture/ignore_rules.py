@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from chisel.sync.explain import explain
 from chisel.sync.ignore import Rules, Surroundings
 from chisel.sync.listing import Walk
 
@@ -231,6 +232,21 @@ def check(case: Case, chance: random.Random) -> None:
             assert found == expected, f"{name}: too much {found - expected}, missing {expected - found}"
     if case.root == case.top and not case.has_nested:
         check_lines(case, chance, Rules(case.root, with_git, trusts_listing=False))
+    check_on_top(case, chance, with_git, without)
+
+
+def check_on_top(case: Case, chance: random.Random, with_git: Surroundings, without: Surroundings) -> None:
+    """Put `.chiselignore` files on top, which git knows nothing of: the three ways to the list, and single answers."""
+    folders = [case.top, *(case.top / folder for path in _files(case.top) for folder in _above(path))]
+    for _ in range(chance.randrange(1, 4)):
+        _write_patterns(chance, chance.choice(folders) / ".chiselignore")
+    expected = sent_by_us(case, with_git, trusts_listing=True)
+    for around in (with_git, without):
+        found = sent_by_us(case, around, trusts_listing=False)
+        assert found == expected, f"on top: too much {found - expected}, missing {expected - found}"
+    paths = [path for path in _files(case.root) if not _is_behind_link(case.root, path)]
+    single = {one.path for one in explain(case.root, paths, surroundings=with_git) if one.is_sent}
+    assert single == expected & set(paths), f"explained: {single ^ (expected & set(paths))}"
 
 
 def check_lines(case: Case, chance: random.Random, rules: Rules) -> None:

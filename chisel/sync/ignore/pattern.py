@@ -317,7 +317,12 @@ class PatternFile:
         self._for_paths = _either(pattern for pattern in self.patterns if not pattern.is_name)
 
     def match(self, path: bytes, *, is_directory: bool) -> Pattern | None:
-        """Return the pattern that decides on a path below the base (relative to where the base is), None without."""
+        """Return the pattern that decides on a path (relative to what the base is relative to), None without one.
+
+        A path that is not below the base is not decided about.
+        """
+        if self.base and not path.startswith(self.base + b"/"):
+            return None
         inner = path[len(self.base) + 1 :] if self.base else path
         name = inner.rpartition(b"/")[2]
         has_name = self._for_names is not None and self._for_names.fullmatch(name)
