@@ -38,7 +38,6 @@ HOMES = {
     "rich": {"render"},
     "asyncclick": {"cli"},
     "orjson": {"state", "render.jsonl", "profile"},
-    "pathspec": {"sync"},
     "backports": {"sync.codec"},
 }
 NODE_ABOVE = {"frames", "aggregate", "registry", "rocpd", "rocprofcsv", "names", "tree"}
