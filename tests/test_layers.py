@@ -39,6 +39,8 @@ HOMES = {
     "asyncclick": {"cli"},
     "orjson": {"state", "render.jsonl", "profile"},
     "backports": {"sync.codec"},
+    "inotify_simple": {"sync.inotify"},
+    "watchfiles": {"sync.polled"},
 }
 NODE_ABOVE = {"frames", "aggregate", "registry", "rocpd", "rocprofcsv", "names", "tree"}
 

@@ -50,7 +50,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A listed tree: what is sent, in the order of its directories; what is not; and what the user should know.
+    """A listed tree: what is sent, a directory before what is in it; what is not; and what the user should know.
 
     `unreadable` directories were not seen: what is known to be in them must not count as deleted.
     """
@@ -85,31 +85,32 @@ def listing_of(root: Path, surroundings: Surroundings | None = None) -> Listing:
 
 
 class Walk:
-    """Go through a tree once. `directories` are all that were looked into, those too that only lead to what is sent."""
+    """Go through a tree once, however deep it is. `directories` are all that were looked into.
+
+    A directory that is left out but may lead to something that a `.chiselignore` takes in is sent with that alone.
+    """
 
     def __init__(self, rules: Rules) -> None:
         self._root = rules.root
         self._rules = rules
+        self._waiting: list[tuple[Place, list[os.DirEntry[str]]]] = []
+        self._leading: dict[str, Entry] = {}
+        """Directories that are sent as soon as something below them is."""
+        self._verdicts: dict[str, Verdict] = {}
         self.entries: dict[str, Entry] = {}
         self.left_out: list[LeftOut] = []
         self.directories: list[str] = []
 
     def run(self) -> None:
-        """Go through all of it."""
+        """Go through all of it; raises OSError when the root itself cannot be read."""
         with os.scandir(self._root) as found:
             entries = sorted(found, key=_name)
         self.directories.append("")
-        self._look(self._rules.top, entries)
-
-    def below(self, path: str) -> None:
-        """Go through what is below one directory of the tree; one that is left out or gone holds nothing."""
-        place = self._rules.place(path) if path else self._rules.top
-        if isinstance(place, Verdict):
-            return
-        found = self._scan(path)
-        if found is not None:
-            self.directories.append(path)
-            self._look(place, found)
+        self._waiting.append((self._rules.top, entries))
+        while self._waiting:
+            self._look(*self._waiting.pop())
+        for path in self._leading:
+            self.left_out.append(LeftOut(path, is_directory=True, reason="ignored", verdict=self._verdicts[path]))
 
     def _look(self, place: Place, entries: list[os.DirEntry[str]]) -> None:
         for entry in entries:
@@ -129,24 +130,29 @@ class Walk:
                 self.left_out.append(LeftOut(path, False, "unreadable", detail=error.strerror or str(error)))
 
     def _directory(self, place: Place, entry: os.DirEntry[str], path: str, verdict: Verdict) -> None:
-        if verdict.is_sent:
-            self.entries[path] = Entry(path, DIRECTORY, entry.stat(follow_symlinks=False))
-            self._inside(place, entry, path, verdict)
+        if not verdict.is_sent and not place.may_send_below(entry.name, verdict):
+            self.left_out.append(LeftOut(path, is_directory=True, reason="ignored", verdict=verdict))
             return
-        if place.may_send_below(entry.name, verdict):
-            held = len(self.entries)
-            status = entry.stat(follow_symlinks=False)
-            self._inside(place, entry, path, verdict)
-            if len(self.entries) > held:
-                self.entries[path] = Entry(path, DIRECTORY, status)
-                return
-        self.left_out.append(LeftOut(path, is_directory=True, reason="ignored", verdict=verdict))
-
-    def _inside(self, place: Place, entry: os.DirEntry[str], path: str, verdict: Verdict) -> None:
+        one = Entry(path, DIRECTORY, entry.stat(follow_symlinks=False))
+        if verdict.is_sent:
+            self._send(one)
+        else:
+            self._leading[path] = one
+            self._verdicts[path] = verdict
         found = self._scan(path)
         if found is not None:
             self.directories.append(path)
-            self._look(place.enter(entry.name, verdict, {inner.name for inner in found}), found)
+            self._waiting.append((place.enter(entry.name, verdict, {inner.name for inner in found}), found))
+
+    def _send(self, entry: Entry) -> None:
+        """Take an entry in, and before it the directories above it that only lead to it."""
+        if self._leading:
+            parts = entry.path.split("/")
+            for depth in range(1, len(parts)):
+                above = self._leading.pop("/".join(parts[:depth]), None)
+                if above is not None:
+                    self.entries[above.path] = above
+        self.entries[entry.path] = entry
 
     def _scan(self, path: str) -> list[os.DirEntry[str]] | None:
         try:
@@ -161,9 +167,9 @@ class Walk:
     def _leaf(self, entry: os.DirEntry[str], path: str) -> None:
         status = entry.stat(follow_symlinks=False)
         if stat.S_ISREG(status.st_mode):
-            self.entries[path] = Entry(path, FILE, status)
+            self._send(Entry(path, FILE, status))
         elif stat.S_ISLNK(status.st_mode):
-            self.entries[path] = Entry(path, LINK, status)
+            self._send(Entry(path, LINK, status))
         else:
             detail = kind_of_special(status.st_mode)
             self.left_out.append(LeftOut(path, is_directory=False, reason="special", detail=detail))

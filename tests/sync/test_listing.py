@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,28 @@ def test_an_unreadable_directory_is_told_apart_from_an_empty_one(top: Path, arou
     (top / "closed").chmod(0o700)
     assert found.unreadable == ("closed",)
     assert "closed" in found.entries
+
+
+@pytest.mark.real_part("git")
+def test_a_deep_tree_is_no_matter(top: Path, around: Surroundings) -> None:
+    git(top, "init", "-q")
+    write(top / ".gitignore", "*.o\n")
+    depth = 1200
+    handle = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=handle)
+        inner = os.open("d", os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = inner
+    for name in ("a.c", "a.o"):
+        os.close(os.open(name, os.O_CREAT, dir_fd=handle))
+    os.close(handle)
+    below = "d/" * depth
+    for used in (around, Surroundings(None, around.home, around.config_home, around.environ)):
+        found = listing_of(top, used)
+        assert f"{below}a.c" in found.entries
+        assert f"{below}a.o" not in found.entries
+    subprocess.run(["rm", "-rf", str(top)], check=True)
 
 
 # -- too much

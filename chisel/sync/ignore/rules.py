@@ -94,18 +94,25 @@ class Rules:
         """Return where one decides about what a directory holds, or the verdict that leaves it out as a whole."""
         if not folder:
             return self.top
-        known = self._places.get(folder)
-        if known is not None:
-            return known
-        above, _, name = folder.rpartition("/")
-        place = self.place(above)
-        if isinstance(place, Verdict):
+        place = self._places.get(folder)
+        if place is not None:
             return place
-        verdict = place.decide(name, is_directory=True)
-        if not verdict.is_sent and not place.may_send_below(name, verdict):
-            return verdict
-        self._places[folder] = found = place.enter(name, verdict)
-        return found
+        place, path = self.top, ""
+        for name in folder.split("/"):
+            path = f"{path}/{name}" if path else name
+            below = self._places.get(path)
+            if below is None:
+                verdict = place.decide(name, is_directory=True)
+                if not verdict.is_sent and not place.may_send_below(name, verdict):
+                    return verdict
+                self._places[path] = below = place.enter(name, verdict)
+            place = below
+        return place
+
+    def forget_below(self, folder: str) -> None:
+        """Read the ignore files of a directory and those below it again when they are needed: it was replaced."""
+        for path in [path for path in self._places if path == folder or path.startswith(folder + "/")]:
+            del self._places[path]
 
     def git_line(self, path: str, *, is_directory: bool) -> Verdict | None:
         """Return what git's patterns say of a path, whatever is tracked: what `git check-ignore -v --no-index` prints.
@@ -322,7 +329,7 @@ class Place:
         self.scope = scope
         self.path = path
         self._chisel_files = chisel_files
-        self._above = above
+        self.above = above
         self._takes_in = takes_in
         """Whether a .chiselignore takes this directory in although git ignores it."""
         self.is_taken_in: bool = takes_in or (above is not None and above.scope is scope and above.is_taken_in)
@@ -330,6 +337,8 @@ class Place:
         self._has_ignore_file = has_ignore_file
         """Whether a .gitignore may be here; known before it is read."""
         self._inner = path[len(scope.base) + 1 :] if scope.base else path
+        self.outermost: Scope = scope if above is None else above.outermost
+        """The scope of the root."""
 
     def decide(self, name: str, *, is_directory: bool) -> Verdict:
         """Decide about one name of this directory."""
@@ -379,12 +388,11 @@ class Place:
     @cached_property
     def git_files(self) -> tuple[PatternFile, ...]:
         """Return git's pattern files that hold here, the strongest last."""
-        above = self._above
-        if above is None or above.scope is not self.scope:
-            return self.scope.git_files
+        above, scope = self._above_with("git_files"), self.scope
+        if above is None or above.scope is not scope:
+            return scope.git_files
         if not self._has_ignore_file:
             return above.git_files
-        scope = self.scope
         base = os.path.join(scope.path_from_top, self._inner) if scope.path_from_top else self._inner
         file = os.path.join(scope.rules.root, self.path, GIT_IGNORE)
         own = read_patterns(file, base, f"{self.path}/{GIT_IGNORE}", scope)
@@ -393,13 +401,24 @@ class Place:
     @cached_property
     def excluded_by(self) -> Verdict | None:
         """Return what makes git ignore this directory or one above it, None when it does not."""
-        above = self._above
+        above = self._above_with("excluded_by")
         if above is None or above.scope is not self.scope or self._takes_in:
             return None
         if above.excluded_by is not None:
             return above.excluded_by
         found = above.match(self.path.rpartition("/")[2], is_directory=True)
         return None if found is None or found.is_sent else found
+
+    def _above_with(self, name: str) -> Place | None:
+        """Return the place above, that property known of it: a deep tree is deeper than calls may be."""
+        unknown = []
+        place = self.above
+        while place is not None and name not in place.__dict__:
+            unknown.append(place)
+            place = place.above
+        for place in reversed(unknown):
+            getattr(place, name)
+        return self.above
 
     def match(self, name: str, *, is_directory: bool) -> Verdict | None:
         """Return what git's patterns say of a name here, whatever is tracked and whatever holds above."""
@@ -423,7 +442,7 @@ class Place:
         if names is None or CHISEL_IGNORE in names:
             base = os.fsdecode(self._chisel_path(name))
             file = os.path.join(whole, CHISEL_IGNORE)
-            own = read_patterns(file, base, f"{path}/{CHISEL_IGNORE}", self._root_scope)
+            own = read_patterns(file, base, f"{path}/{CHISEL_IGNORE}", self.outermost)
             chisel_files = chisel_files if own is None else (*chisel_files, own)
         # Of a directory that holds something tracked git takes no notice as a repository of its own.
         is_own = verdict.is_sent and (names is None or GIT in names) and not self._holds_tracked(name)
@@ -448,15 +467,8 @@ class Place:
         found = self.match(name, is_directory=True)
         return found is not None and not found.is_sent
 
-    @property
-    def _root_scope(self) -> Scope:
-        place = self
-        while place._above is not None:
-            place = place._above
-        return place.scope
-
     def _chisel_path(self, name: str) -> bytes:
         """Return a path relative to what the `.chiselignore` files are relative to: to the outermost work tree."""
         inner = f"{self.path}/{name}" if self.path else name
-        top = self._root_scope.path_from_work_tree
+        top = self.outermost.path_from_work_tree
         return os.fsencode(f"{top}/{inner}" if top else inner)
