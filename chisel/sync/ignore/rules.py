@@ -109,6 +109,10 @@ class Rules:
             place = below
         return place
 
+    def scopes(self) -> set[Scope]:
+        """Return the repositories that were met until now, and what is outside of any."""
+        return {self.top.scope, *(place.scope for place in self._places.values())}
+
     def forget_below(self, folder: str) -> None:
         """Read the ignore files of a directory and those below it again when they are needed: it was replaced."""
         for path in [path for path in self._places if path == folder or path.startswith(folder + "/")]:
