@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
-from anyio.abc import ObjectReceiveStream, TaskGroup
+from anyio.abc import TaskGroup
 
 from chisel.errors import ChiselError, leaves
 from chisel.sync.sieve import Changes
@@ -17,8 +18,18 @@ GRACE_S = 5.0
 """How long a command may take to end after SIGINT, and then after SIGKILL."""
 RETRY_AFTER_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """When a sync that failed is tried again, should nothing change before; the last one for ever."""
-_CATCH_UP_S = 2.0
+CATCH_UP_S = 2.0
 """How long changes that come during a sync may put the command off by one more sync."""
+
+
+class ChangeSource(Protocol):
+    """Where changes come from: `chisel.sync.watching.ChangeStream`, or a memory object stream."""
+
+    async def receive(self) -> Changes:
+        """Wait for changes; raises anyio.EndOfStream after the last."""
+
+    def receive_nowait(self) -> Changes:
+        """Take what there is; raises anyio.WouldBlock when there is nothing."""
 
 
 class Command(Protocol):
@@ -32,18 +43,19 @@ class Command(Protocol):
 
 
 async def follow(
-    changes: ObjectReceiveStream[Changes],
+    changes: ChangeSource,
     sync: Callable[[Changes], Awaitable[object]],
     run: Callable[[], Command] | None = None,
     *,
     failed: Callable[[ChiselError], None],
     grace_s: float = GRACE_S,
     retry_after_s: tuple[float, ...] = RETRY_AFTER_S,
+    catch_up_s: float = CATCH_UP_S,
 ) -> None:
     """Sync at once and after every set of changes, and run a command after each sync that worked.
 
     Before a sync the running command gets SIGINT, after `grace_s` SIGKILL, and after as long again it is given up. What
-    changes during a sync is one more sync before the command runs, for two seconds at most, so that a tree that never
+    changes during a sync is one more sync before the command runs, for `catch_up_s` at most, so that a tree that never
     rests does not keep it from running. A sync that raises ChiselError is told to `failed`; its changes stay due, with
     what changes next or after `retry_after_s`, and the command does not run. A command that raises ChiselError is told
     as well; how it ends is not asked. Returns when the stream ends and the command with it; cancelled, the command is
@@ -51,7 +63,7 @@ async def follow(
     """
     try:
         async with anyio.create_task_group() as tasks:
-            await _Follower(changes, sync, run, failed, tasks, grace_s, retry_after_s).follow()
+            await _Follower(changes, sync, run, failed, tasks, _Patience(grace_s, retry_after_s, catch_up_s)).follow()
     except BaseExceptionGroup as group:
         found = list(leaves(group))
         if len(found) == 1:
@@ -59,24 +71,29 @@ async def follow(
         raise
 
 
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    grace_s: float
+    retry_after_s: tuple[float, ...]
+    catch_up_s: float
+
+
 class _Follower:
     def __init__(
         self,
-        changes: ObjectReceiveStream[Changes],
+        changes: ChangeSource,
         sync: Callable[[Changes], Awaitable[object]],
         run: Callable[[], Command] | None,
         failed: Callable[[ChiselError], None],
         tasks: TaskGroup,
-        grace_s: float,
-        retry_after_s: tuple[float, ...],
+        patience: _Patience,
     ) -> None:
         self._changes = changes
         self._sync = sync
         self._run = run
         self._failed = failed
         self._tasks = tasks
-        self._grace_s = grace_s
-        self._retry_after_s = retry_after_s
+        self._patience = patience
         self._due: Changes | None = Changes(time.monotonic(), is_everything=True, reason="the watch begins")
         self._failures = 0
         self._running: _Running | None = None
@@ -97,7 +114,8 @@ class _Follower:
         """Wait for changes, or for the time to try again; False at the end of the stream."""
         wait_s = None
         if self._due is not None:
-            wait_s = self._retry_after_s[min(self._failures, len(self._retry_after_s)) - 1]
+            after_s = self._patience.retry_after_s
+            wait_s = after_s[min(self._failures, len(after_s)) - 1]
         with anyio.move_on_after(wait_s):
             try:
                 self._add(await self._changes.receive())
@@ -111,9 +129,9 @@ class _Follower:
     async def _sync_all(self) -> bool:
         """Sync until nothing is due, or for some time; False when it failed."""
         if self._running is not None:
-            await self._running.end(self._grace_s, self._failed)
+            await self._running.end(self._patience.grace_s, self._failed)
             self._running = None
-        until = time.monotonic() + _CATCH_UP_S
+        until = time.monotonic() + self._patience.catch_up_s
         while self._due is not None:
             try:
                 await self._sync(self._due)
@@ -127,12 +145,10 @@ class _Follower:
         return True
 
     def _take_waiting(self) -> None:
-        receive_nowait = getattr(self._changes, "receive_nowait", None)
-        if receive_nowait is not None:
-            try:
-                self._add(receive_nowait())
-            except (anyio.WouldBlock, anyio.EndOfStream):
-                return
+        try:
+            self._add(self._changes.receive_nowait())
+        except (anyio.WouldBlock, anyio.EndOfStream):
+            return
 
     def _start(self) -> None:
         if self._run is not None:

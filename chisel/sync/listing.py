@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,6 +23,7 @@ _MOST = 0.8
 _NEARLY_ALL = 0.9
 """A directory that holds so much of the one above is named instead of it."""
 _NAMED_AT_MOST = 5
+_NAME = attrgetter("name")
 
 Reason = Literal["ignored", "special", "unreadable", "vanished"]
 
@@ -104,7 +106,7 @@ class Walk:
     def run(self) -> None:
         """Go through all of it; raises OSError when the root itself cannot be read."""
         with os.scandir(self._root) as found:
-            entries = sorted(found, key=_name)
+            entries = sorted(found, key=_NAME)
         self.directories.append("")
         self._waiting.append((self._rules.top, entries))
         while self._waiting:
@@ -157,7 +159,7 @@ class Walk:
     def _scan(self, path: str) -> list[os.DirEntry[str]] | None:
         try:
             with os.scandir(os.path.join(self._root, path)) as found:
-                return sorted(found, key=_name)
+                return sorted(found, key=_NAME)
         except FileNotFoundError:
             self.left_out.append(LeftOut(path, is_directory=True, reason="vanished"))
         except OSError as error:
@@ -173,10 +175,6 @@ class Walk:
         else:
             detail = kind_of_special(status.st_mode)
             self.left_out.append(LeftOut(path, is_directory=False, reason="special", detail=detail))
-
-
-def _name(entry: os.DirEntry[str]) -> str:
-    return entry.name
 
 
 def _is_special(entry: os.DirEntry[str]) -> bool:

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import anyio
 from anyio import to_thread
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio.abc import ObjectReceiveStream
 
 from chisel.errors import ChiselError, UsageError, leaves
 from chisel.sync.ignore import Surroundings, default_surroundings
@@ -46,6 +46,40 @@ class Watch(Protocol):
         """Return what may differ by now."""
 
 
+class ChangeStream(ObjectReceiveStream[Changes]):
+    """Give what has changed since it was asked last, as one set. For one receiver."""
+
+    def __init__(self) -> None:
+        self._changes: Changes | None = None
+        self._has_some = anyio.Event()
+        self._is_closed = False
+
+    def put(self, changes: Changes) -> None:
+        """Add to what is kept until somebody asks."""
+        self._changes = changes if self._changes is None else self._changes.merged(changes)
+        self._has_some.set()
+
+    async def receive(self) -> Changes:
+        """Wait for changes and take all of them; cancelled, nothing is taken."""
+        await self._has_some.wait()
+        return self.receive_nowait()
+
+    def receive_nowait(self) -> Changes:
+        """Take what there is; raises anyio.WouldBlock when there is nothing, ClosedResourceError when closed."""
+        if self._is_closed:
+            raise anyio.ClosedResourceError
+        changes = self._changes
+        if changes is None:
+            raise anyio.WouldBlock
+        self._changes, self._has_some = None, anyio.Event()
+        return changes
+
+    async def aclose(self) -> None:
+        """Give nothing more."""
+        self._is_closed = True
+        self._has_some.set()
+
+
 WatchMaker = Callable[[str, Surroundings], Watch]
 
 
@@ -57,7 +91,7 @@ async def watching(
     debounce_s: float = DEBOUNCE_S,
     at_most_s: float = AT_MOST_S,
     make_watch: WatchMaker | None = None,
-) -> AsyncIterator[MemoryObjectReceiveStream[Changes]]:
+) -> AsyncIterator[ChangeStream]:
     """Listen to a tree and give the stream of what changes, from the moment this is entered.
 
     What happens while nobody receives is kept as one set. What the rules leave out is not heard of; when the rules
@@ -66,13 +100,10 @@ async def watching(
     system allows no more watches. Cancelled or left, it listens no more, and nothing of it runs.
     """
     watch = await to_thread.run_sync(_open, root, surroundings, make_watch)
-    send, receive = anyio.create_memory_object_stream[Changes](0)
-    mailbox = _Mailbox()
     try:
-        async with receive, anyio.create_task_group() as tasks:
-            tasks.start_soon(_listen, watch, mailbox, debounce_s, at_most_s)
-            tasks.start_soon(_deliver, mailbox, send)
-            yield receive
+        async with ChangeStream() as stream, anyio.create_task_group() as tasks:
+            tasks.start_soon(_listen, watch, stream, debounce_s, at_most_s)
+            yield stream
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         found = list(leaves(group))
@@ -107,35 +138,9 @@ def _way_to_watch() -> WatchMaker:
     return PolledWatch
 
 
-class _Mailbox:
-    """Keep what nobody has taken yet, as one."""
-
-    def __init__(self) -> None:
-        self._changes: Changes | None = None
-        self._has_some = anyio.Event()
-
-    def put(self, changes: Changes) -> None:
-        """Add to what is kept."""
-        self._changes = changes if self._changes is None else self._changes.merged(changes)
-        self._has_some.set()
-
-    async def take(self) -> Changes:
-        """Wait for something, and take all of it."""
-        await self._has_some.wait()
-        assert self._changes is not None
-        changes, self._changes, self._has_some = self._changes, None, anyio.Event()
-        return changes
-
-
-async def _listen(watch: Watch, mailbox: _Mailbox, debounce_s: float, at_most_s: float) -> None:
+async def _listen(watch: Watch, stream: ChangeStream, debounce_s: float, at_most_s: float) -> None:
     while True:
         first_at = await watch.collect(debounce_s, at_most_s)
         changes = await to_thread.run_sync(watch.settle, first_at)
         if changes is not None:
-            mailbox.put(changes)
-
-
-async def _deliver(mailbox: _Mailbox, send: MemoryObjectSendStream[Changes]) -> None:
-    async with send:
-        while True:
-            await send.send(await mailbox.take())
+            stream.put(changes)

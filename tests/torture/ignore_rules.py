@@ -94,7 +94,8 @@ def make_case(chance: random.Random, place: Path) -> Case:
         _write_patterns(chance, place / "home" / "mine")
         with (top / ".git" / "config").open("a") as config:
             config.write("[core]\n\texcludesFile = ~/mine\n")
-    nested = [folder for folder in folders if folder != top and chance.random() < 0.08]
+    # Not where case is folded on a disk that does not: a file and a repository inside could be one name for git.
+    nested = [folder for folder in folders if folder != top and not case.folds_case and chance.random() < 0.08]
     for folder in nested:
         _repository(folder)
         if chance.random() < 0.5:

@@ -203,10 +203,15 @@ class Scope:
         return frozenset(path[len(below) + 1 :] for path in tracked if path.startswith(below + "/"))
 
     @cached_property
+    def listed_files(self) -> frozenset[str]:
+        """Return every path that git lists, where its list is trusted."""
+        return self.tracked if self.others is None else self.tracked | self.others
+
+    @cached_property
     def listed_directories(self) -> frozenset[str]:
         """Return every directory that holds something tracked, or listed where git's list is trusted."""
         found: set[str] = set()
-        for path in self.tracked if self.others is None else self.tracked | self.others:
+        for path in self.listed_files:
             folder = path.rpartition("/")[0]
             while folder and folder not in found:
                 found.add(folder)
@@ -289,7 +294,7 @@ class Scope:
         """Let only the pattern files from the base down hold, and git's list no more."""
         self._uses_above = False
         self.others = None
-        for name in ("git_files", "listed_directories"):
+        for name in ("git_files", "listed_files", "listed_directories"):
             self.__dict__.pop(name, None)
 
 
@@ -341,11 +346,17 @@ class Place:
         self._has_ignore_file = has_ignore_file
         """Whether a .gitignore may be here; known before it is read."""
         self._inner = path[len(scope.base) + 1 :] if scope.base else path
+        self._prefix = f"{self._inner}/" if self._inner else ""
+        is_plain = scope.others is not None and not chisel_files and not self.is_taken_in
+        self._listed_files = scope.listed_files if is_plain else None
+        """What git's list alone decides about; None where more has to be asked."""
         self.outermost: Scope = scope if above is None else above.outermost
         """The scope of the root."""
 
     def decide(self, name: str, *, is_directory: bool) -> Verdict:
         """Decide about one name of this directory."""
+        if self._listed_files is not None and not is_directory and self._prefix + name in self._listed_files:
+            return _DEFAULT
         if name == GIT or (name.lower() == GIT and self.scope.folds_case):
             return _BUILT_IN
         if self._chisel_files:
@@ -356,7 +367,7 @@ class Place:
 
     def _by_git(self, name: str, *, is_directory: bool) -> Verdict:
         scope = self.scope
-        known = f"{self._inner}/{name}" if self._inner else name
+        known = self._prefix + name
         listed = self._listed(known, scope.tracked, scope.others, scope.listed_directories, is_directory=is_directory)
         if listed is None and scope.folds_case:
             tracked, others, directories = scope.folded
@@ -427,7 +438,7 @@ class Place:
     def match(self, name: str, *, is_directory: bool) -> Verdict | None:
         """Return what git's patterns say of a name here, whatever is tracked and whatever holds above."""
         scope = self.scope
-        known = f"{self._inner}/{name}" if self._inner else name
+        known = self._prefix + name
         whole = f"{scope.path_from_top}/{known}" if scope.path_from_top else known
         return _match(self.git_files, os.fsencode(whole), is_directory=is_directory)
 
@@ -463,7 +474,7 @@ class Place:
         )
 
     def _holds_tracked(self, name: str) -> bool:
-        return (f"{self._inner}/{name}" if self._inner else name) in self.scope.tracked_directories
+        return self._prefix + name in self.scope.tracked_directories
 
     def _is_ignored_by_git(self, name: str) -> bool:
         if self.excluded_by is not None:
