@@ -161,8 +161,9 @@ class InotifyWatch:
             one.is_gone = False
         if is_directory:
             self._take_directory(path, event)
-        elif event.mask & flags.CLOSE_WRITE:
-            one.open_since = None
+        elif event.mask & (flags.CLOSE_WRITE | flags.ATTRIB):
+            one.open_since = None if event.mask & flags.CLOSE_WRITE else one.open_since
+            one.was_written = True
         elif event.mask & flags.MODIFY or (event.mask & flags.CREATE and self._will_be_closed(path)):
             one.open_since = time.monotonic() if one.open_since is None else one.open_since
             one.was_written = one.was_written or bool(event.mask & flags.MODIFY)
@@ -256,6 +257,8 @@ class InotifyWatch:
             return Changes(first_at, is_everything=True, reason=reason)
         self._check_directories()
         ready = self._take_ready()
+        if any(self._has_other_names(path, one) for path, one in ready.items()):
+            return Changes(first_at, is_everything=True, reason="a file with several names was written")
         paths = sieve.sent({path: one.is_directory for path, one in ready.items()})
         return Changes(first_at, paths) if paths else None
 
@@ -276,6 +279,19 @@ class InotifyWatch:
                 place = os.path.join(self._sieve.root, path)
                 if before is None or self._add(place, sum(_MASK)) != before:
                     self._listen_below(path)
+
+    def _has_other_names(self, path: str, one: _Happened) -> bool:
+        """Say whether a file that was written may have other names in the tree: they have changed without a word.
+
+        One that was written and is gone is taken for such a file, unless it came in between.
+        """
+        if one.is_directory or not one.was_written or one.is_gone:
+            return one.was_written and one.is_gone and not one.was_born
+        try:
+            status = os.lstat(os.path.join(self._root, path))
+        except OSError:
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_nlink > 1
 
     def _take_ready(self) -> dict[str, _Happened]:
         """Take what is complete. What came and went again in between has never been."""

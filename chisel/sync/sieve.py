@@ -22,7 +22,7 @@ _LOST_EVERY_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What may differ from what it was: relative paths, a directory standing for all that is below it.
+    """What may differ from what it was: relative paths, each standing for all that is or was below it as well.
 
     With `is_everything` anything may: `reason` says why (an overflow, other rules, a root that was replaced).
     `first_at` is when the first of it was heard of (monotonic seconds).
@@ -88,10 +88,9 @@ class Sieve:
         return _is_entered(place, name, place.decide(name, is_directory=is_directory), is_directory=is_directory)
 
     def sent(self, happened: Mapping[str, bool]) -> frozenset[str]:
-        """Return the paths that are sent; the values say which are directories."""
-        return frozenset(
-            path for path, is_directory in happened.items() if self.is_sent(path, is_directory=is_directory)
-        )
+        """Return the paths that are sent, none below another; the values say which are directories."""
+        found = {path for path, is_directory in happened.items() if self.is_sent(path, is_directory=is_directory)}
+        return frozenset(path for path in found if not any(folder in found for folder in _folders(path)))
 
     def directories(self, below: str) -> Iterator[str]:
         """Give a directory and those below it that are looked into, each before what it holds is looked at."""
@@ -142,6 +141,13 @@ def _tracked(rules: Rules, bases: Iterable[str]) -> set[str]:
         if isinstance(place, Place) and place.scope.base == base:
             found.update(f"{base}/{path}" if base else path for path in place.scope.tracked)
     return found
+
+
+def _folders(path: str) -> Iterator[str]:
+    folder = path.rpartition("/")[0]
+    while folder:
+        yield folder
+        folder = folder.rpartition("/")[0]
 
 
 def _is_entered(place: Place, name: str, verdict: Verdict, *, is_directory: bool) -> bool:

@@ -24,6 +24,7 @@ from chisel.sync.watching import ChangeStream, WatchMaker, watching
 from tests.support import until
 from tests.sync.test_ignore import git
 from tests.sync.test_push import write
+from tests.torture import watch_mirror
 
 if sys.platform == "linux":
     from chisel.sync import inotify
@@ -485,6 +486,22 @@ async def test_a_branch_switch_with_a_thousand_files(top: Path, around: Surround
                 if not missing:
                     break
                 hears.heard.append(await hears.stream.receive())
+
+
+@pytest.mark.timeout(60)
+def test_a_mirror_kept_by_what_is_told_ends_up_equal(tmp_path: Path, way: WatchMaker) -> None:
+    """A slice of tests/torture/watch_mirror.py, whose hard links only inotify's way stands."""
+    is_default = way is WAYS[0] and len(WAYS) > 1
+    told = watch_mirror.run(3, 1, tmp_path, steps=80, way=None if is_default else way)
+    assert sum(not change.is_everything for change in told) > 10, "nothing was mirrored path by path"
+
+
+@on_linux
+async def test_a_file_with_several_names_is_a_change_of_everything(top: Path, around: Surroundings) -> None:
+    os.link(top / "a.c", top / "sub" / "same.c")
+    async with ear(top, around) as hears:
+        (top / "a.c").write_text("both")
+        assert (await hears.until_everything()).reason == "a file with several names was written"
 
 
 # -- what is unclear
