@@ -75,7 +75,7 @@ def _detail(rules: Rules, path: str, verdict: Verdict, *, is_directory: bool) ->
     if verdict.by == "tracked":
         ignoring = rules.git_line(path, is_directory=is_directory)
         is_ignored = ignoring is not None and not ignoring.is_sent
-        where = f", although {where_of(ignoring)} ignores it" if ignoring is not None and is_ignored else ""
+        where = f", although {ignoring.where} ignores it" if ignoring is not None and is_ignored else ""
         return f"git tracks {'files in it' if is_directory else 'it'}{where}"
     if verdict.by == "default":
         return "no rule ignores it"
@@ -84,11 +84,6 @@ def _detail(rules: Rules, path: str, verdict: Verdict, *, is_directory: bool) ->
     if not verdict.is_sent and is_directory and isinstance(rules.place(path), Place):
         return "but what a .chiselignore takes in below it is sent"
     return "" if verdict.source else "git does not list it"
-
-
-def where_of(verdict: Verdict) -> str:
-    """Return `FILE:LINE: PATTERN` of what decided."""
-    return f"{verdict.source}:{verdict.line}: {verdict.pattern}"
 
 
 def _is_inside(path: str, root: str) -> bool:

@@ -68,6 +68,11 @@ class Listing:
         return (entry for entry in self.entries.values() if entry.kind == FILE)
 
     @property
+    def skipped(self) -> tuple[str, ...]:
+        """Return, in words, what no rule leaves out and is not sent all the same."""
+        return tuple(f"{one.path}: {one.detail}" for one in self.left_out if one.reason in {"special", "unreadable"})
+
+    @property
     def unreadable(self) -> tuple[str, ...]:
         """Return the directories that could not be read."""
         return tuple(one.path for one in self.left_out if one.reason == "unreadable" and one.is_directory)

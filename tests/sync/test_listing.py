@@ -58,6 +58,7 @@ def test_a_listing_holds_all_kinds_and_says_what_is_missing(top: Path, around: S
     }
     expected = {"src/a.o": "ignored", "out": "ignored", "fifo": "a FIFO", "socket": "a socket"}
     assert left_out(found) == {**expected, **({".git": "ignored"} if is_checkout else {})}
+    assert set(found.skipped) == {"fifo: a FIFO", "socket: a socket"}
     rules = {one.path: one.verdict for one in found.left_out if one.verdict is not None}
     assert (rules["out"].source, rules["out"].line, rules["out"].pattern) == (".gitignore", 2, "out/")
 

@@ -44,6 +44,11 @@ class Verdict:
     line: int | None = None
     pattern: str | None = None
 
+    @property
+    def where(self) -> str:
+        """Return `FILE:LINE: PATTERN` of what decided, empty where no line did."""
+        return f"{self.source}:{self.line}: {self.pattern}" if self.source else ""
+
 
 _DEFAULT = Verdict(is_sent=True, by="default")
 _TRACKED = Verdict(is_sent=True, by="tracked")
@@ -79,8 +84,7 @@ class Rules:
             return Place(scope, "", chisel_files)
         ignored = scope.ignored_root(below_top)
         if ignored is not None:
-            where = f"{ignored.source}:{ignored.line}: {ignored.pattern}"
-            self.notices.append(f"`{self.root}` itself is ignored ({where}): only the rules found in it hold")
+            self.notices.append(f"`{self.root}` itself is ignored ({ignored.where}): only the rules found in it hold")
             scope.forget_above()
         return Place(scope, "", chisel_files)
 
