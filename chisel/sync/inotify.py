@@ -25,7 +25,8 @@ _MASK = (
     *(flags.CREATE, flags.DELETE, flags.MODIFY, flags.ATTRIB, flags.CLOSE_WRITE, flags.MOVED_FROM, flags.MOVED_TO),
     *(flags.DELETE_SELF, flags.MOVE_SELF, flags.ONLYDIR, flags.DONT_FOLLOW, flags.EXCL_UNLINK),
 )
-_GIT_MASK = flags.CLOSE_WRITE | flags.MOVED_TO | flags.CREATE | flags.DELETE | flags.ONLYDIR
+# Added to what is asked already: a git directory may lie in the tree and be listened to as one of it.
+_GIT_MASK = flags.CLOSE_WRITE | flags.MOVED_TO | flags.CREATE | flags.DELETE | flags.ONLYDIR | flags.MASK_ADD
 _HELD_S = 1.0
 _NEW_HELD_S = 0.05
 """How long a new file that nobody has written to yet is held back: a hard link to one that is gone looks like it."""
@@ -132,9 +133,9 @@ class InotifyWatch:
         assert self._sieve is not None
         if event.mask & flags.Q_OVERFLOW:
             self._sieve.reason = "more happened than the system can tell"
-        elif event.wd in self._git:
+        if event.wd in self._git:
             self._take_git(event)
-        elif event.wd in self._folders:
+        if event.wd in self._folders:
             folder = self._folders[event.wd]
             if event.mask & (flags.IGNORED | flags.UNMOUNT):
                 self._drop(event.wd)
@@ -202,9 +203,16 @@ class InotifyWatch:
     def _listen(self, folder: str) -> None:
         assert self._sieve is not None
         handle = self._add(os.path.join(self._sieve.root, folder), sum(_MASK))
-        if handle is not None:
-            self._folders[handle] = folder
-            self._handles[folder] = handle
+        if handle is None:
+            return
+        before = self._handles.get(folder)
+        if before is not None and before != handle:
+            self._ignore(before)  # another directory had this name
+        known = self._folders.get(handle)
+        if known is not None and known != folder:
+            del self._handles[known]  # this one had another name
+        self._folders[handle] = folder
+        self._handles[folder] = handle
 
     def _listen_git(self, place: str, names: frozenset[str]) -> None:
         handle = self._add(place, _GIT_MASK)
@@ -224,17 +232,18 @@ class InotifyWatch:
             return None
 
     def _forget_below(self, path: str) -> None:
-        assert self._inotify is not None
         for folder in [one for one in self._handles if one == path or one.startswith(path + "/")]:
-            handle = self._handles[folder]
-            with suppress(OSError):
-                self._inotify.rm_watch(handle)
-            self._drop(handle)
+            self._ignore(self._handles[folder])
+
+    def _ignore(self, handle: int) -> None:
+        """Listen to a directory no more; the two tables always say the same."""
+        assert self._inotify is not None
+        with suppress(OSError):
+            self._inotify.rm_watch(handle)
+        self._drop(handle)
 
     def _drop(self, handle: int) -> None:
-        folder = self._folders.pop(handle)
-        if self._handles.get(folder) == handle:
-            del self._handles[folder]
+        del self._handles[self._folders.pop(handle)]
 
     # -- what is delivered
 

@@ -235,6 +235,22 @@ async def test_real_editors_are_heard_of(top: Path, around: Surroundings, way: W
             hears.forget()
 
 
+async def test_a_git_directory_that_lies_in_the_tree_is_heard_of_as_both(
+    tmp_path: Path, around: Surroundings, way: WatchMaker
+) -> None:
+    place = tmp_path / "outer"
+    write(place / "work" / "a.c")
+    git(place / "work", "init", "-q", f"--separate-git-dir={place / 'kept'}")
+    async with ear(place, around, way) as hears:
+        write(place / "kept" / "note")
+        await hears.until("kept/note")
+        write(place / "kept" / "info" / "exclude", "*.o\n")
+        await hears.until_everything()
+        hears.forget()
+        write(place / "work" / "a.o")
+        await hears.nothing_but(place)
+
+
 @on_linux
 async def test_what_came_and_went_in_between_was_never_there(top: Path, around: Surroundings) -> None:
     async with ear(top, around) as hears:
