@@ -160,6 +160,21 @@ class LinkResumed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PathExplained(Event):
+    """Whether a path is sent and why: the line of the ignore file that decided, where one did, and words."""
+
+    kind: ClassVar[str] = "path_explained"
+
+    path: str
+    is_sent: bool
+    because: str
+    source: str | None = None
+    line: int | None = None
+    pattern: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SyncEnded(Event):
     """A working copy equals the local tree again, or says in `result.error` why not."""
 

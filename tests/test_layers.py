@@ -38,8 +38,9 @@ HOMES = {
     "rich": {"render"},
     "asyncclick": {"cli"},
     "orjson": {"state", "render.jsonl", "profile"},
-    "pathspec": {"sync"},
     "backports": {"sync.codec"},
+    "inotify_simple": {"sync.inotify"},
+    "watchfiles": {"sync.polled"},
 }
 NODE_ABOVE = {
     "frames", "registry", "tree", "kept", "chrometrace", "formats", "names", "ranking", "spans", "table", "tally",

@@ -33,19 +33,28 @@ def _with_sync_options(command: Command) -> Command:
 
 @click.command()
 @click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--explain", "explained", metavar="PATH", multiple=True, help="Only say whether PATH is sent, and why. Repeatable."
+)
 @target_options
 @bring_up_option
 @_with_sync_options
 @output_options
 async def sync(
-    session: Session, path: Path | None, pool: str | None, everywhere: bool, on: str | None, bring_up: bool,
-    to: str | None, bwlimit: float | None, **flags: bool,
+    session: Session, path: Path | None, explained: tuple[str, ...], pool: str | None, everywhere: bool,
+    on: str | None, bring_up: bool, to: str | None, bwlimit: float | None, **flags: bool,
 ) -> None:  # fmt: skip
     """Make the droplets' working copy equal to the local tree, sending only what changed.
 
     PATH is the tree (default: the synced one around the current directory, else the project's root). What was pushed
     before and is gone here is removed there; what the droplets made themselves stays.
     """
+    if explained:
+        from chisel.client.explaining import explain
+
+        async with session.open() as client:
+            await explain(client, explained, root=path)
+        return
     async with session.open() as client:
         from chisel.client.syncing import SyncOptions
 

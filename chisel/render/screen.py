@@ -76,6 +76,7 @@ class Screen:
             events.RunDetached: self._detached,
             events.LinkLost: self._link_lost,
             events.LinkResumed: self._link_resumed,
+            events.PathExplained: self._explained,
             events.SyncEnded: self._sync_ended,
             events.PullEnded: self._pull_ended,
             events.ProfileRanked: self._ranked,
@@ -299,6 +300,12 @@ class Screen:
             f" its output goes on at byte {event.position:,}, checked",
             "32",
         )
+
+    def _explained(self, event: events.PathExplained) -> None:
+        where = f"{event.source}:{event.line}: {event.pattern}" if event.source else ""
+        why = ", ".join(filter(None, (where, event.detail)))
+        line = clean(f"{'sent' if event.is_sent else 'not sent':8}  {event.path}: {why}").replace("\n", "\\n")
+        self._put(STDOUT, line.encode() + b"\n")
 
     def _sync_ended(self, event: events.SyncEnded) -> None:
         one = event.result
