@@ -82,7 +82,9 @@ def in_order(words: tuple[str, ...], out: bytes) -> object:
     if "--json" in words:
         events = [json.loads(line) for line in out.splitlines()]
         return [{key: value for key, value in one.items() if key not in {"at", "run_id", "result"}} for one in events]
-    return sorted(out.splitlines()) if "--all" in words or "status" in words[0] else out
+    if "status" in words[0]:
+        return said(out.decode())
+    return sorted(out.splitlines()) if "--all" in words else out
 
 
 def said(err: str) -> list[str]:
