@@ -167,6 +167,7 @@ class Connection:
             try:
                 if spare is not None:
                     channel = await self._ask_spare(spare[1], request, window or DEFAULT_WINDOW)
+                    self._reserve.fill_soon()
                 else:
                     if ahead is None or not was_sent:
                         ahead = ahead_of(self.host, self._program, role, request, window or DEFAULT_WINDOW)

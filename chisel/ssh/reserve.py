@@ -17,6 +17,9 @@ from chisel.ssh.link import Link
 WINDOW = 256 << 10
 """The receive window, in bytes, until it is known what the session is for."""
 
+_PAUSE_S = 0.03
+"""A start takes about as much of a small droplet's time."""
+
 Begin = Callable[[str], Awaitable[tuple[Link, NodeChannel]]]
 
 
@@ -42,6 +45,15 @@ class Reserve:
         """Say whether all that is wanted is there or on its way."""
         return all(len(spares) >= self._wanted[role] for role, spares in self._spares.items())
 
+    def fill_soon(self) -> None:
+        """Have what was taken replaced, once the command that took it has begun: it comes first."""
+        if self._tasks is not None and not self.is_full:
+            self._tasks.start_soon(self._fill_later)
+
+    async def _fill_later(self) -> None:
+        await anyio.sleep(_PAUSE_S)
+        self.fill()
+
     def fill(self) -> None:
         """Have what is missing started."""
         for role, spares in self._spares.items():
@@ -56,7 +68,6 @@ class Reserve:
         spares = self._spares.get(role)
         while spares:
             spare = spares.pop(0)
-            self.fill()
             await spare.has_come.wait()
             if spare.found is not None and not spare.found[1].is_over:
                 return spare.found
