@@ -21,7 +21,7 @@ from chisel.ssh.link import Link
 from chisel.ssh.pipelined import Ahead
 from chisel.ssh.program import NodeProgram
 from chisel.ssh.refusal import remote_error
-from chisel.ssh.reserve import WINDOW, Reserve
+from chisel.ssh.reserve import WINDOW, Pace, Reserve
 from chisel.ssh.translate import translated
 
 DEFAULT_WINDOW = 2 << 20
@@ -68,7 +68,7 @@ class Connection:
         program: NodeProgram,
         deadlines: Deadlines,
         more: Callable[[Host], Awaitable[Link]],
-        reserve: tuple[TaskGroup | None, Mapping[str, int]],
+        reserve: tuple[TaskGroup | None, Mapping[str, int], Pace],
     ) -> None:
         self.host = host
         self.is_doubted = False
