@@ -9,7 +9,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import anyio
 
@@ -23,8 +22,8 @@ from chisel.agent.warm import Warm, open_warm
 from chisel.config import load_config
 from chisel.paths import Paths, resolve_paths
 
-CommandLine = Callable[[Caller, Any], Awaitable[int | None]]
-"""Run a caller's command line over a `Connector`; None leaves it to the caller."""
+CommandLine = Callable[[Caller, Warm], Awaitable[int | None]]
+"""Run a caller's command line over warm connections; None leaves it to the caller."""
 
 _LOOK_S = 1.0
 
@@ -114,7 +113,7 @@ class _Agent:
         assert self._reaper is not None
         self._warm.notice_sleep()
         caller.notices = self._reaper.take_notices()
-        status = await self._command_line(caller, self._warm.connector)
+        status = await self._command_line(caller, self._warm)
         if status is None:
             self._reaper.notices += caller.notices
         return status

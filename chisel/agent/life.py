@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from pathlib import Path
 LONGEST_LOG_BYTES = 256 << 10
 _PR_SET_DUMPABLE = 4
 _FIRST_INHERITED = 3
+_LOOK_EVERY_S = 1.0
 
 
 def detach(kept: int) -> None:
@@ -68,10 +70,17 @@ class Sources:
     def __init__(self, more: Iterable[Path]) -> None:
         self._more = tuple(map(str, more))
         self._seen: dict[str, tuple[int, int] | None] = {}
+        self._looked_at = 0.0
         self.have_changed()
 
     def have_changed(self) -> bool:
-        """Say whether a module of chisel that is loaded, or another file of interest, differs from when it was seen."""
+        """Say whether a module of chisel that is loaded, or another file of interest, differs from when it was seen.
+
+        Within `_LOOK_EVERY_S` of the last look it was not.
+        """
+        if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
+            return False
+        self._looked_at = time.monotonic()
         modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "chisel"]
         files = [file for module in modules if (file := getattr(module, "__file__", None))]
         return sum(self._differs(file) for file in (*files, *self._more)) > 0  # every one is to be looked at

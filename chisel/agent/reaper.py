@@ -48,7 +48,10 @@ class Reaper:
     async def look(self) -> None:
         """Look once; nothing raises, what fails is tried by the next look."""
         try:
-            async with chisel.open(environ=self._environ, cwd="/", connector=self._warm.connector) as client:
+            warm = self._warm
+            async with chisel.open(
+                environ=self._environ, cwd="/", connector=warm.connector, store=warm.store
+            ) as client:
                 records = [record for pool in (await client.recorded()).values() for record in pool]
                 self.has_charge = any(map(needs_care, records))
                 over = await what_is_over(client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -23,7 +24,8 @@ LOOK_EVERY_S = 3.0
 KEEPALIVE_S, KEEPALIVE_COUNT = 15.0, 2
 ANSWER_S = 2.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
-_RESERVE = {"supervise": 1}
+_RESERVE = {"supervise": 2}
+"""A new one takes two round trips and a start of Python: with two, commands that follow each other at once find one."""
 
 
 class Warm:
@@ -38,7 +40,7 @@ class Warm:
         self._tries: dict[str, tuple[float, float]] = {}
         self._under_way: set[str] = set()
         self._looked_at = now_s()
-        self._stamp: object = None
+        self._state: State | None = None
 
     def notice_sleep(self) -> None:
         """Doubt every connection when this process has not run for a while: the machine slept, or was stopped."""
@@ -66,28 +68,21 @@ class Warm:
 
     async def _learn(self) -> None:
         """Read which droplets there are, where the state has changed."""
-        stamp = await to_thread.run_sync(self._read_stamp)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
         try:
-            found = {host.name: host for host in hosts_of(await self.store.read())}
+            state = await self.store.read()
         except ChiselError as error:
             self._say(f"the state cannot be read: {error.message}")
             return
+        if state is self._state:
+            return
+        self._state = state
+        found = {host.name: host for host in hosts_of(state)}
         for name, host in self.hosts.items():
             if found.get(name) != host:
                 self.connector.forget(host)
                 self.lost.pop(name, None)
                 self._tries.pop(name, None)
         self.hosts = found
-
-    def _read_stamp(self) -> object:
-        try:
-            found = self.store.file.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino, found.st_size
 
     async def _see_to(self, host: Host) -> None:
         """Have a connection to a host, waiting longer after each attempt that failed."""
@@ -130,4 +125,5 @@ async def open_warm(paths: Paths, say: Callable[[str], None]) -> AsyncIterator[W
 
     deadlines = Deadlines(keepalive_s=KEEPALIVE_S, keepalive_count=KEEPALIVE_COUNT)
     async with open_connector(paths.client_key, deadlines=deadlines, reserve=_RESERVE) as connector:
-        yield Warm(connector, StateStore(paths.state_file), say)
+        gc.freeze()  # what is loaded now stays: collections need not look at it
+        yield Warm(connector, StateStore(paths.state_file, remembers=True), say)

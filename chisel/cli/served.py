@@ -13,6 +13,7 @@ from anyio import CancelScope
 
 from chisel.agent import wire
 from chisel.agent.server import Caller
+from chisel.agent.warm import Warm
 from chisel.cli.app import report, run_under, takes_value
 from chisel.cli.around import Declined
 from chisel.cli.session import Session, own_words
@@ -26,7 +27,7 @@ _AT_ONCE_BYTES = 256 << 10
 _HELP = frozenset({"-h", "--help"})
 
 
-async def handle(caller: Caller, connector: Any) -> int | None:
+async def handle(caller: Caller, warm: Warm) -> int | None:
     """Run one caller's command line and return its status; None when it is to run in the caller's own process.
 
     Cancelled when the caller is gone: what runs on droplets is ended then.
@@ -36,7 +37,7 @@ async def handle(caller: Caller, connector: Any) -> int | None:
         return None  # help is written by the parser, to this process's own output
     around = Served(caller)
     session = Session(around=around)
-    session.connector, session.family = connector, RunId(caller.family)
+    session.connector, session.store, session.family = warm.connector, warm.store, RunId(caller.family)
     try:
         return await run_under(caller.signals, session, caller.words, {})
     except BaseException as error:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from chisel.runner import Resumption
     from chisel.ssh.connector import Connector
     from chisel.ssh.early import Departures
+    from chisel.state import StateStore
 
 _COMMANDS_WITH_WORDS = {"run", "profile"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -53,7 +54,7 @@ class Session:
     `replacement` is the program (path and arguments) that takes this process's place when the command is done,
     `serves_with` the lock with which this process becomes the agent then. `look`
     holds what the command line says about how output looks (see `chisel.render.screen.Look`), `departures` the
-    connections that were begun before the command was, `connector` connections that are kept by somebody else.
+    connections that were begun before the command was, `connector` and `store` are kept by somebody else.
     `outcome` is what the last line of `--json` holds besides. One that `is_done` only shows what it found: a signal
     ends that, and changes no status.
     `around` is the caller's process, `family` the id that its run is to have. `remains` and `tails` are what an agent
@@ -65,6 +66,7 @@ class Session:
         self.around: Around = around or Process()
         self.departures: Departures | None = None
         self.connector: Connector | None = None
+        self.store: StateStore | None = None
         self.family: RunId | None = None
         self.remains: Resumption | None = None
         self.tails: dict[str, dict[Stream, bytes]] = {}
@@ -101,6 +103,7 @@ class Session:
                 cwd=around.cwd,
                 departures=self.departures,
                 connector=self.connector,
+                store=self.store,
             ) as client,
         ):
             await client.begin(mends=mends, warns=cares)
@@ -108,7 +111,8 @@ class Session:
             self.has_connected = client.has_connected
             if cares:
                 await client.end_what_is_over(only_warns=around.is_served)  # the agent does it of its own accord
-            await client.refresh_ssh_config()
+            if not around.is_served:
+                await client.refresh_ssh_config()
 
     @asynccontextmanager
     async def output(self) -> AsyncIterator[Any]:

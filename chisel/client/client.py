@@ -76,22 +76,27 @@ async def open(
     api_url: str | None = None,
     departures: Departures | None = None,
     connector: Connector | None = None,
+    store: StateStore | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client from configuration and environment; both are read here and nowhere below.
 
     `environ` defaults to the process's own (`CHISEL_DO_TOKEN`, `CHISEL_DO_API_URL`, XDG variables), `cwd` to the
     current directory. `departures` are connections that are on their way; the client uses and closes them. A
-    `connector` that is handed in is used and left open. Raises ConfigError for unusable files. Leaving closes every
-    other connection, in bounded time.
+    `connector` that is handed in is used and left open, so is a `store`. Raises ConfigError for unusable files. Leaving
+    closes every other connection, in bounded time.
     """
     environ = os.environ if environ is None else environ
     paths = resolve_paths(environ, home or Path(environ.get("HOME") or Path.home()))
     here = Path(cwd) if cwd is not None else Path.cwd()
-    config = await to_thread.run_sync(partial(load_config, paths, environ, api_url=api_url))
-    project = await to_thread.run_sync(find_project, here)
+
+    def read() -> tuple[Config, Project]:
+        return load_config(paths, environ, api_url=api_url), find_project(here)
+
+    config, project = await to_thread.run_sync(read)
     named = {name: environ[name] for name in project.settings.env if name in environ}
     async with AsyncExitStack() as stack:
-        yield Client(config, paths, Where(project, here, named), sink or NullSink(), stack, departures, connector)
+        where, used = Where(project, here, named), store or StateStore(paths.state_file)
+        yield Client(config, paths, where, sink or NullSink(), stack, used, departures, connector)
 
 
 class Client:
@@ -104,6 +109,7 @@ class Client:
         where: Where,
         sink: Sink,
         stack: AsyncExitStack,
+        store: StateStore,
         departures: Departures | None = None,
         connector: Connector | None = None,
     ) -> None:
@@ -111,7 +117,7 @@ class Client:
         self.paths = paths
         self.where = where
         self.sink = sink
-        self.store = StateStore(paths.state_file)
+        self.store = store
         self._stack = stack
         self._departures = departures
         self._opening = anyio.Lock()

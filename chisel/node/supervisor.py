@@ -398,6 +398,8 @@ class Supervisor:
         start = self._spool.place._asdict()
         told = {**self._facts, "place": start, "stdin": self._stdin_taken, "signals": self._signals_taken}
         self._tell(frames.encode_json(frames.Kind.ATTACHED, told))
+        # what was acknowledged may not have arrived: the client would wait for it for ever, a whole window ahead
+        self._tell(frames.encode(frames.Kind.STDIN_ACK, frames.OFFSET.pack(self._stdin_fed)))
 
     # -- the command's streams
 

@@ -22,7 +22,7 @@ from chisel.ssh.link import Link
 from chisel.ssh.pipelined import Ahead
 from chisel.ssh.program import NodeProgram
 from chisel.ssh.refusal import remote_error
-from chisel.ssh.reserve import WINDOW, Reserve
+from chisel.ssh.reserve import WINDOW, Pace, Reserve
 from chisel.ssh.translate import translated
 
 DEFAULT_WINDOW = 2 << 20
@@ -70,7 +70,7 @@ class Connection:
         program: NodeProgram,
         deadlines: Deadlines,
         more: Callable[[Host], Awaitable[Link]],
-        reserve: tuple[TaskGroup | None, Mapping[str, int]],
+        reserve: tuple[TaskGroup | None, Mapping[str, int], Pace],
     ) -> None:
         self.host = host
         self.is_doubted = False
@@ -169,6 +169,7 @@ class Connection:
             try:
                 if spare is not None:
                     channel = await self._ask_spare(spare[1], request, window or DEFAULT_WINDOW)
+                    self._reserve.fill_soon()
                 else:
                     if ahead is None or not was_sent:
                         ahead = ahead_of(self.host, self._program, role, request, window or DEFAULT_WINDOW)

@@ -27,6 +27,7 @@ from chisel.ssh.keys import KeyPair, load_or_create_client_key
 from chisel.ssh.link import Link
 from chisel.ssh.pipelined import AGREED, READ_IN, Ahead, NotPipelined, connect_pipelined, would_agree
 from chisel.ssh.program import NodeProgram, pack_node_program
+from chisel.ssh.reserve import Pace
 from chisel.ssh.silence import Listening
 from chisel.ssh.translate import translated
 
@@ -86,7 +87,7 @@ class Connector:
     ) -> None:
         self.plain: set[Host] = set()
         self._departures = departures
-        self._reserve = tasks, reserve
+        self._reserve = tasks, reserve, Pace()
         self._key = asyncssh.import_private_key(pair.private_openssh)
         self._program = program
         self._deadlines = deadlines

@@ -17,7 +17,27 @@ from chisel.ssh.link import Link
 WINDOW = 256 << 10
 """The receive window, in bytes, until it is known what the session is for."""
 
+_PAUSE_S, _PAUSE_FOR_EACH_S = 0.02, 0.01
+"""What replaces a session begins so much later, and so much more for each other one that is to be replaced: the command
+that has taken it comes first, on the droplet and here, and 32 starts at a time would slow it fivefold."""
+
 Begin = Callable[[str], Awaitable[tuple[Link, NodeChannel]]]
+
+
+class Pace:
+    """Count, over all connections, the sessions that are to be replaced."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+    async def wait(self) -> None:
+        """Wait until it is time to begin with one."""
+        self.waiting += 1
+        try:
+            await anyio.sleep(_PAUSE_S)
+            await anyio.sleep(_PAUSE_FOR_EACH_S * self.waiting)
+        finally:
+            self.waiting -= 1
 
 
 class _Spare:
@@ -31,8 +51,9 @@ class _Spare:
 class Reserve:
     """The sessions that one connection keeps ready, so many for each role; `begin` starts one."""
 
-    def __init__(self, tasks: TaskGroup | None, wanted: Mapping[str, int], begin: Begin) -> None:
+    def __init__(self, tasks: TaskGroup | None, wanted: Mapping[str, int], pace: Pace, begin: Begin) -> None:
         self._tasks = tasks
+        self._pace = pace
         self._wanted = wanted
         self._begin = begin
         self._spares: dict[str, list[_Spare]] = {role: [] for role in wanted}
@@ -41,6 +62,15 @@ class Reserve:
     def is_full(self) -> bool:
         """Say whether all that is wanted is there or on its way."""
         return all(len(spares) >= self._wanted[role] for role, spares in self._spares.items())
+
+    def fill_soon(self) -> None:
+        """Have what was taken replaced, once the command that took it has begun: it comes first."""
+        if self._tasks is not None and not self.is_full:
+            self._tasks.start_soon(self._fill_later)
+
+    async def _fill_later(self) -> None:
+        await self._pace.wait()
+        self.fill()
 
     def fill(self) -> None:
         """Have what is missing started."""
@@ -56,7 +86,6 @@ class Reserve:
         spares = self._spares.get(role)
         while spares:
             spare = spares.pop(0)
-            self.fill()
             await spare.has_come.wait()
             if spare.found is not None and not spare.found[1].is_over:
                 return spare.found

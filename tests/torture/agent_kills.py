@@ -55,6 +55,7 @@ def work(user: WarmUser, droplet: str, chance: random.Random, tally: Tally) -> N
             tally.resumed += "connected again" in said
             if trouble:
                 tally.wrong.append(f"{kind.__name__}: {trouble}\n{said[-500:]}")
+                print(f"WRONG: {tally.wrong[-1]}", flush=True)
 
 
 def run_known(user: WarmUser, droplet: str, chance: random.Random) -> tuple[str, str]:
@@ -164,8 +165,6 @@ def main() -> int:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         tally = torture(Path(place), chosen.kills, chosen.workers, chosen.seed, chosen.droplets)
-    for text in tally.wrong:
-        print(f"WRONG: {text}")
     went_on = f"{tally.resumed} of them went on without it"
     print(f"{tally.kills} kills, {tally.runs} commands, {went_on}, {len(tally.wrong)} wrong")
     return 1 if tally.wrong or tally.kills < chosen.kills else 0
