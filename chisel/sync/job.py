@@ -401,7 +401,7 @@ class Part:
 
     async def _finish(self, facts: Mapping[str, Any]) -> None:
         outcome = self._cast.outcome if self._cast is not None else None
-        final = outcome.final if outcome is not None else self._job.local.items
+        final = outcome.final if outcome is not None else (self._plan or Plan(final=self._job.local.items)).final
         there = replace(
             self._there,
             token=str(facts["token"]),
@@ -428,7 +428,8 @@ class Part:
     def _remember(self, there: There, final: Mapping[str, Item], outcome: Outcome | None) -> None:
         if outcome is not None:
             self._job.note(outcome)
-        is_known = there.tree == (outcome.tree_hash if outcome is not None else self._job.local.tree_hash)
+        expected = outcome.tree_hash if outcome is not None else self._there.tree
+        is_known = there.tree == expected
         self._job.known.remember(self._key, there if is_known else replace(there, token=""), final)
 
     def _described_result(self, plan: Plan) -> SyncResult:
