@@ -50,7 +50,9 @@ def serve(channel: stdio.Channel, request: dict[str, Any]) -> str | None:
 
     Raises Refused, with the working copy as it was or wholly switched.
     """
-    root = tree.expand_home(str(request["root"]))
+    root = os.path.normpath(tree.expand_home(str(request["root"])))
+    if f"{tree.expand_home('~/.chisel')}/".startswith(f"{root.rstrip('/')}/"):
+        raise stdio.Refused("unsafe", f"`{root}` holds chisel's own files: choose a directory of the tree's own")
     try:
         directory = locks.directory_for(root)
         with locks.syncing(directory), opened_root(root) as root_fd:

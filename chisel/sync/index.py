@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from chisel.node import kept
+from chisel.node.tree import Item
 
 RACY_NS = 50_000_000
 """What changed so shortly before it was read may change again within the same tick of the file system's clock."""
@@ -36,10 +37,15 @@ def index_file_for(index_dir: Path, root: Path) -> Path:
 
 
 class Index:
-    """The hashes of one tree's files, by path, and the block checksums of contents, by digest. For one thread."""
+    """The hashes of one tree's files, by path, and the block checksums of contents, by digest. For one thread.
+
+    `items` and `tree_hash` are those of the last scan, in memory only: a kept index makes the next scan quicker.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.items: dict[str, Item] = {}
+        self.tree_hash = ""
         self._files = kept.Table(str(file), _VERSION)
         self._sums: kept.Table | None = None
 

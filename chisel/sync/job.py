@@ -314,7 +314,8 @@ class Part:
             raise RemoteError(said, host=name, code="bad-survey") from error
         self._plan = plan = await to_thread.run_sync(self._job.plan, key, present)
         if self._job.options.is_dry:
-            self.result = self._described_result(plan)
+            files = sum(item.kind != tree.DIRECTORY for item in plan.final.values())
+            self.result = self._described_result(plan, files)
             return True
         for path in plan.extras:
             self._job.sink.emit(Notice(host=self._host.name, message=f"deleting {path}, which was never pushed"))
@@ -401,7 +402,7 @@ class Part:
 
     async def _finish(self, facts: Mapping[str, Any]) -> None:
         outcome = self._cast.outcome if self._cast is not None else None
-        final = outcome.final if outcome is not None else self._job.local.items
+        final = outcome.final if outcome is not None else (self._plan or Plan(final=self._job.local.items)).final
         there = replace(
             self._there,
             token=str(facts["token"]),
@@ -412,7 +413,7 @@ class Part:
         await to_thread.run_sync(self._remember, there, final, outcome)
         plan = self._plan or Plan()
         self.result = replace(
-            self._described_result(plan),
+            self._described_result(plan, int(facts.get("files", 0))),
             sent_files=int(facts.get("puts", 0)),
             deleted_files=int(facts.get("deleted", 0)),
             sent_bytes=self._sent_bytes,
@@ -428,15 +429,15 @@ class Part:
     def _remember(self, there: There, final: Mapping[str, Item], outcome: Outcome | None) -> None:
         if outcome is not None:
             self._job.note(outcome)
-        is_known = there.tree == (outcome.tree_hash if outcome is not None else self._job.local.tree_hash)
+        expected = outcome.tree_hash if outcome is not None else self._there.tree
+        is_known = there.tree == expected
         self._job.known.remember(self._key, there if is_known else replace(there, token=""), final)
 
-    def _described_result(self, plan: Plan) -> SyncResult:
-        final = plan.final or self._job.local.items
+    def _described_result(self, plan: Plan, total_files: int) -> SyncResult:
         return SyncResult(
             host=self._host.name,
             root=str(self._job.remote),
-            total_files=sum(item.kind != tree.DIRECTORY for item in final.values()),
+            total_files=total_files,
             sent_files=len(plan.puts) + len(plan.twins) + len(plan.staged) + len(plan.copies),
             deleted_files=len(plan.deletes),
             moved_files=_count_moved(plan),

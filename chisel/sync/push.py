@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -80,5 +81,6 @@ async def _received(channel: Any, name: str) -> Any:
             if not found:
                 raise HostUnreachable(f"`{name}` ended the session in the middle of a sync", host=name)
             return found
-        await channel.send(Kind.HEARTBEAT)
+        with suppress(HostUnreachable):  # it may have answered and ended meanwhile: what it said is still to be read
+            await channel.send(Kind.HEARTBEAT)
     raise HostUnreachable(f"`{name}` does not answer a sync", host=name)

@@ -69,12 +69,15 @@ def scan(root: Path, index: Index | Path, is_thorough: bool = False) -> LocalTre
     index.change(
         {path: seen for path, seen in found.items() if known.get(path) is not seen}, known.keys() - found.keys()
     )
+    if walk.is_deferred or not index.tree_hash or walk.items != index.items:
+        index.tree_hash = "" if walk.is_deferred else tree.tree_hash(walk.items.values())
+    index.items = walk.items
     notes = (f"{walk.links} hard links are sent as files of their own",) if walk.links else ()
     return LocalTree(
         root,
         walk.items,
         tuple(walk.skipped),
-        "" if walk.is_deferred else tree.tree_hash(walk.items.values()),
+        index.tree_hash,
         unread=tuple(walk.unread),
         released=tuple(walk.released),
         notes=notes,
@@ -110,6 +113,7 @@ class _Walk:
             ignore, base = ignore_for(os.path.join(self._root, path)), f"{path}/"
         skipped, prefix = len(base), f"{path}/" if path else ""
         is_ignored, known_of, items, files = ignore.is_ignored, self._known.get, self.items, self.files
+        seen = self._index.items
         for entry in entries:
             name = entry.name
             inner = prefix + name
@@ -135,7 +139,10 @@ class _Walk:
                 self._leaf(entry, inner)
                 continue
             files[inner] = known
-            items[inner] = Item(inner, FILE, look[4] & tree.PERMISSIONS, known[1], look[0], look[1])
+            same = seen.get(inner)
+            if same is None or same[3] != known[1] or same[5] != look[1] or same[2] != look[4] & tree.PERMISSIONS:
+                same = Item(inner, FILE, look[4] & tree.PERMISSIONS, known[1], look[0], look[1])
+            items[inner] = same
 
     def _can_be_sent(self, path: str) -> bool:
         try:

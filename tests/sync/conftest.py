@@ -44,7 +44,7 @@ class Bench:
         index, known = await to_thread.run_sync(Index.load, self.index), Known(self.index)
         options = more.get("options") or Options()
         tree = more.pop("tree", None) or await scan_tree(self.local, index, is_thorough=options.checks)
-        job = Job(tree, index, known, REMOTE, **{"owner": "me", "sink": NullSink(), **more})
+        job = Job(tree, index, known, more.pop("remote", REMOTE), **{"owner": "me", "sink": NullSink(), **more})
         try:
             return await push(opens or self.connection.node, self.connection.host, job)
         finally:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import anyio
@@ -359,6 +359,13 @@ def _write_sparse(path: Path) -> None:
         out.write(b"middle")
 
 
+async def test_chisels_own_files_are_never_a_working_copy(bench: Bench) -> None:
+    write(bench.local / "a", "a")
+    for place in ("~", "~/", "/", "~/.chisel", "~/.chisel/../"):
+        with pytest.raises(RemoteError, match="chisel's own files"):
+            await bench.push(remote=PurePosixPath(place))
+
+
 async def test_hard_links_are_said(bench: Bench) -> None:
     write(bench.local / "a", "a")
     os.link(bench.local / "a", bench.local / "b")
@@ -379,7 +386,7 @@ async def test_a_file_of_the_droplets_own_is_named_when_it_is_replaced(bench: Be
     same(bench)
 
 
-async def test_a_lost_manifest_deletes_nothing_and_sends_nothing(bench: Bench) -> None:
+async def test_a_lost_manifest_deletes_nothing_and_touches_nothing(bench: Bench) -> None:
     sizes(bench, 5, 50_000)
     await bench.push()
     shutil.rmtree(bench.home / ".chisel" / "sync")
