@@ -272,9 +272,8 @@ class InotifyWatch:
         return Changes(first_at, paths) if paths else None
 
     def _is_same_root(self) -> bool:
-        assert self._sieve is not None
         try:
-            status = os.stat(self._sieve.root)
+            status = os.stat(self._root)  # a root that is a link may lead elsewhere by now
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self._identity and "" in self._handles
@@ -303,11 +302,11 @@ class InotifyWatch:
         return stat.S_ISREG(status.st_mode) and status.st_nlink > 1
 
     def _take_ready(self) -> dict[str, _Happened]:
-        """Take what is complete. What came and went again in between has never been."""
+        """Take what is complete. What came and went again is told as well: whoever was told last may have seen it."""
         now = time.monotonic()
         held = {
             path: one for path, one in self._happened.items() if one.held_until is not None and now < one.held_until
         }
         ready = {path: one for path, one in self._happened.items() if path not in held}
         self._happened = held
-        return {path: one for path, one in ready.items() if not (one.was_born and one.is_gone)}
+        return ready
