@@ -38,12 +38,14 @@ _COME = flags.CREATE | flags.MOVED_TO
 class _Happened:
     """What is known of one path since the last delivery.
 
-    `was_born` says that it was not there before, `is_gone` that it is not there any more; `open_since` is when it began
-    to be written, None when nobody writes it.
+    `kinds` are what it was met as, directory or not; `is_directory` is the last of it. `was_born` says that it was not
+    there before, `is_gone` that it is not there any more; `open_since` is when it began to be written, None when nobody
+    writes it.
     """
 
     is_directory: bool
     was_born: bool
+    kinds: set[bool]
     is_gone: bool = False
     open_since: float | None = None
     was_written: bool = False
@@ -154,8 +156,9 @@ class InotifyWatch:
         is_directory = bool(event.mask & flags.ISDIR)
         one = self._happened.get(path)
         if one is None:
-            one = self._happened[path] = _Happened(is_directory, was_born=bool(event.mask & flags.CREATE))
+            one = self._happened[path] = _Happened(is_directory, bool(event.mask & flags.CREATE), set())
         one.is_directory = is_directory
+        one.kinds.add(is_directory)
         if event.mask & _GONE:
             one.is_gone, one.open_since = True, None
         elif event.mask & _COME:
@@ -268,7 +271,7 @@ class InotifyWatch:
         ready = self._take_ready()
         if any(self._has_other_names(path, one) for path, one in ready.items()):
             return Changes(first_at, is_everything=True, reason="a file with several names was written")
-        paths = sieve.sent({path: one.is_directory for path, one in ready.items()})
+        paths = sieve.sent({path: one.kinds for path, one in ready.items()})
         return Changes(first_at, paths) if paths else None
 
     def _is_same_root(self) -> bool:

@@ -260,6 +260,17 @@ async def test_a_file_that_came_and_went_is_told(top: Path, around: Surroundings
         await hears.nothing_but(top, "short")
 
 
+async def test_a_file_that_makes_place_for_an_ignored_directory_is_heard_of(
+    top: Path, around: Surroundings, way: WatchMaker
+) -> None:
+    write(top / ".gitignore", "made/\n")
+    write(top / "made")
+    async with ear(top, around, way) as hears:
+        (top / "made").unlink()
+        (top / "made").mkdir()
+        await hears.until("made")
+
+
 @on_linux
 async def test_a_file_is_held_back_while_it_is_written_and_others_are_not(top: Path, around: Surroundings) -> None:
     async with ear(top, around) as hears:
