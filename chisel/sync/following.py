@@ -67,7 +67,7 @@ async def follow(
     except BaseExceptionGroup as group:
         found = list(leaves(group))
         if len(found) == 1:
-            raise found[0] from None
+            raise found[0] from found[0].__cause__
         raise
 
 

@@ -38,12 +38,14 @@ _COME = flags.CREATE | flags.MOVED_TO
 class _Happened:
     """What is known of one path since the last delivery.
 
-    `was_born` says that it was not there before, `is_gone` that it is not there any more; `open_since` is when it began
-    to be written, None when nobody writes it.
+    `kinds` are what it was met as, directory or not; `is_directory` is the last of it. `was_born` says that it was not
+    there before, `is_gone` that it is not there any more; `open_since` is when it began to be written, None when nobody
+    writes it.
     """
 
     is_directory: bool
     was_born: bool
+    kinds: set[bool]
     is_gone: bool = False
     open_since: float | None = None
     was_written: bool = False
@@ -154,8 +156,9 @@ class InotifyWatch:
         is_directory = bool(event.mask & flags.ISDIR)
         one = self._happened.get(path)
         if one is None:
-            one = self._happened[path] = _Happened(is_directory, was_born=bool(event.mask & flags.CREATE))
+            one = self._happened[path] = _Happened(is_directory, bool(event.mask & flags.CREATE), set())
         one.is_directory = is_directory
+        one.kinds.add(is_directory)
         if event.mask & _GONE:
             one.is_gone, one.open_since = True, None
         elif event.mask & _COME:
@@ -268,13 +271,12 @@ class InotifyWatch:
         ready = self._take_ready()
         if any(self._has_other_names(path, one) for path, one in ready.items()):
             return Changes(first_at, is_everything=True, reason="a file with several names was written")
-        paths = sieve.sent({path: one.is_directory for path, one in ready.items()})
+        paths = sieve.sent({path: one.kinds for path, one in ready.items()})
         return Changes(first_at, paths) if paths else None
 
     def _is_same_root(self) -> bool:
-        assert self._sieve is not None
         try:
-            status = os.stat(self._sieve.root)
+            status = os.stat(self._root)  # a root that is a link may lead elsewhere by now
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self._identity and "" in self._handles
@@ -303,11 +305,11 @@ class InotifyWatch:
         return stat.S_ISREG(status.st_mode) and status.st_nlink > 1
 
     def _take_ready(self) -> dict[str, _Happened]:
-        """Take what is complete. What came and went again in between has never been."""
+        """Take what is complete. What came and went again is told as well: whoever was told last may have seen it."""
         now = time.monotonic()
         held = {
             path: one for path, one in self._happened.items() if one.held_until is not None and now < one.held_until
         }
         ready = {path: one for path, one in self._happened.items() if path not in held}
         self._happened = held
-        return {path: one for path, one in ready.items() if not (one.was_born and one.is_gone)}
+        return ready

@@ -112,9 +112,9 @@ class PolledWatch:
         paths = sieve.sent(happened)
         return Changes(first_at, paths) if paths else None
 
-    def _sorted(self, sieve: Sieve) -> dict[str, bool]:
+    def _sorted(self, sieve: Sieve) -> dict[str, tuple[bool, ...]]:
         """Tell what happened in the tree from what happened to git's own files."""
-        found: dict[str, bool] = {}
+        found: dict[str, tuple[bool, ...]] = {}
         for place, came_or_went in self._happened.items():
             folder, name = os.path.split(place)
             if name in self._git.get(folder, ()):
@@ -131,6 +131,7 @@ class PolledWatch:
                 sieve.note(name)
             if is_directory:
                 sieve.rules.forget_below(path)
-            found[path] = is_directory
+            # Of what came or went it is not told what it was before.
+            found[path] = (True, False) if came_or_went else (is_directory,)
         self._happened = {}
         return found

@@ -6,7 +6,7 @@ Shared by the ways to watch a tree. Blocking, for one thread at a time.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import anyio
@@ -87,9 +87,17 @@ class Sieve:
             return False
         return _is_entered(place, name, place.decide(name, is_directory=is_directory), is_directory=is_directory)
 
-    def sent(self, happened: Mapping[str, bool]) -> frozenset[str]:
-        """Return the paths that are sent, none below another; the values say which are directories."""
-        found = {path for path, is_directory in happened.items() if self.is_sent(path, is_directory=is_directory)}
+    def sent(self, happened: Mapping[str, Collection[bool]]) -> frozenset[str]:
+        """Return the paths that are sent, none below another.
+
+        The values say as what a path was met, a directory or something else: a file that makes place for a directory
+        which is ignored is sent no more, and has to be told.
+        """
+        found = {
+            path
+            for path, kinds in happened.items()
+            if any(self.is_sent(path, is_directory=is_directory) for is_directory in kinds)
+        }
         return frozenset(path for path in found if not any(folder in found for folder in _folders(path)))
 
     def directories(self, below: str) -> Iterator[str]:

@@ -29,6 +29,8 @@ DEBOUNCE_S = 0.005
 AT_MOST_S = 0.1
 """How long a set is collected at most while things go on happening."""
 
+_CLOSE_S = 5.0
+
 
 class Watch(Protocol):
     """One way to listen to a tree. Only `collect` is awaited; the others block and run in a thread, one at a time."""
@@ -108,10 +110,10 @@ async def watching(
     except BaseExceptionGroup as group:
         found = list(leaves(group))
         if len(found) == 1:
-            raise found[0] from None
+            raise found[0] from found[0].__cause__
         raise
     finally:
-        with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(_CLOSE_S, shield=True):
             await to_thread.run_sync(watch.close)
 
 

@@ -242,12 +242,31 @@ def test_a_git_directory_that_leads_nowhere_makes_no_repository(top: Path, aroun
     write(top / ".gitignore", "*.o\n")
     write(top / "moved" / ".git", "gitdir: /nowhere\n")
     (top / "empty" / ".git").mkdir(parents=True)
-    for folder in ("moved", "empty"):
+    git(write(top / "broken" / "x").parent, "init", "-q")
+    (top / "broken" / ".git" / "HEAD").write_text("nonsense")
+    for folder in ("moved", "empty", "broken"):
         write(top / folder / "a.c")
         write(top / folder / "a.o")
     rules = Rules(top, around, trusts_listing=True)
-    found = {path: is_sent(rules, path) for path in ("moved/a.c", "moved/a.o", "empty/a.c", "empty/a.o", "moved/.git")}
-    assert found == {"moved/a.c": True, "moved/a.o": False, "empty/a.c": True, "empty/a.o": False, "moved/.git": False}
+    for folder in ("moved", "empty", "broken"):
+        assert [is_sent(rules, f"{folder}/{name}") for name in ("a.c", "a.o", ".git")] == [True, False, False], folder
+    assert rules.notices == []
+
+
+@pytest.mark.real_part("git")
+def test_a_repository_that_git_is_too_old_for_is_not_taken_for_the_one_around_it(
+    top: Path, around: Surroundings
+) -> None:
+    git(top, "init", "-q")
+    inner = top / "inner"
+    git(write(inner / "a.o").parent, "init", "-q")
+    git(inner, "add", "a.o")
+    write(inner / "b.o")
+    write(inner / ".gitignore", "*.o\n")
+    git(inner, "config", "core.repositoryFormatVersion", "99")
+    rules = Rules(top, around, trusts_listing=True)
+    assert [is_sent(rules, f"inner/{name}") for name in ("a.o", "b.o", "c.c")] == [True, False, True]
+    assert len(rules.notices) == 1
 
 
 @pytest.mark.real_part("git")

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import anyio
@@ -27,7 +26,8 @@ from chisel.sync.sieve import Changes
 from chisel.sync.watching import WatchMaker, watching
 
 NAMES = ["a", "b", "c", "d", "x.o", "y.c", "build", ".hidden"]
-QUIET_S = 0.4
+HELD_S = 0.1
+DEADLINE_S = 30
 
 Mirror = dict[str, str]
 
@@ -173,7 +173,9 @@ def differences(mirror: Mirror, truth: Mirror) -> list[str]:
     paths = sorted(mirror.keys() | truth.keys())
     # A directory that only leads to what is taken in is there when something below is: the mirror need not know.
     return [
-        path for path in paths if mirror.get(path) != truth.get(path) and "directory" not in _kinds(path, mirror, truth)
+        f"{path}: mirrored {mirror.get(path, 'nothing')[:60]!r}, is {truth.get(path, 'nothing')[:60]!r}"
+        for path in paths
+        if mirror.get(path) != truth.get(path) and "directory" not in _kinds(path, mirror, truth)
     ]
 
 
@@ -201,15 +203,26 @@ async def one_round(
                     await anyio.sleep(chance.choice((0.001, 0.01, 0.03)))
             is_done.set()
 
+        async def hear() -> Changes:
+            nonlocal mirror
+            told.append(await changes.receive())
+            with anyio.CancelScope(shield=True):
+                mirror = await to_thread.run_sync(apply, mirror, told[-1], top, around)
+            return told[-1]
+
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(change)
-            quiet_at = time.monotonic() + QUIET_S
-            while not is_done.is_set() or time.monotonic() < quiet_at:
+            while not is_done.is_set():
                 with anyio.move_on_after(0.1):
-                    told.append(await changes.receive())
-                    with anyio.CancelScope(shield=True):
-                        mirror = await to_thread.run_sync(apply, mirror, told[-1], top, around)
-                    quiet_at = time.monotonic() + QUIET_S
+                    await hear()
+        with anyio.fail_after(DEADLINE_S):
+            for mark in (".mark1", ".mark2"):  # the second comes after what is held back for a moment
+                (top / mark).touch()
+                while True:
+                    change_told = await hear()
+                    if change_told.is_everything or mark in change_told.paths:
+                        break
+                await anyio.sleep(HELD_S)
     return differences(mirror, await to_thread.run_sync(whole, top, around))
 
 

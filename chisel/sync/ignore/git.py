@@ -141,9 +141,13 @@ class GitListing:
     """Files that are neither tracked nor ignored."""
 
 
-def list_files(around: Surroundings, directory: str) -> GitListing:
-    """Return `git ls-files -co --exclude-standard` of a directory; raises GitRefused."""
-    said = os.fsdecode(run_git(around, directory, "ls-files", "-t", "-c", "-o", "--exclude-standard", "-z"))
+def list_files(around: Surroundings, directory: str, top: str | None = None) -> GitListing:
+    """Return `git ls-files -co --exclude-standard` of a directory; raises GitRefused.
+
+    `top` is the work tree it is known to be in: git must not take one further up when it does not like this one.
+    """
+    asked = ("ls-files", "-t", "-c", "-o", "--exclude-standard", "-z")
+    said = os.fsdecode(run_git(around, directory, *asked, below=os.path.dirname(top) if top else ""))
     others, tracked = [], []
     for entry in said.split("\0"):
         if entry.startswith("? "):
@@ -171,18 +175,23 @@ def run_git(
     *arguments: str,
     switched_off: tuple[str, ...] = (),
     may_fail: bool = False,
+    below: str = "",
     deadline_s: float = _DEADLINE_S,
 ) -> bytes:
-    """Run git in a directory and return its stdout; raises GitRefused. With `may_fail` status 1 is an empty answer."""
+    """Run git in a directory and return its stdout; raises GitRefused. With `may_fail` status 1 is an empty answer.
+
+    Only repositories below the directory `below` are looked for.
+    """
+    forced = {**_FORCED, "GIT_CEILING_DIRECTORIES": below}
     assert around.git is not None
     command = [around.git, "-C", directory, *_SWITCHED_OFF, *switched_off, *arguments]
     if around.environ is None:
         environ = None
         unset = [word for name in _UNSET for word in ("-u", name)]
-        command = ["env", *unset, *(f"{name}={value}" for name, value in _FORCED.items()), *command]
+        command = ["env", *unset, *(f"{name}={value}" for name, value in forced.items()), *command]
     else:
         kept = {name: value for name, value in around.environ.items() if not name.startswith("GIT_")}
-        environ = {**kept, **_FORCED}
+        environ = {**kept, **forced}
     try:
         ended = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=deadline_s, env=environ, check=False

@@ -67,9 +67,20 @@ def repository_at(directory: str) -> Repository | None:
             common = os.path.normpath(os.path.join(git, shared.rstrip("\r\n")))
     except (OSError, ValueError):
         return None
-    has_head = os.path.lexists(os.path.join(git, "HEAD"))
+    has_head = _is_head(os.path.join(git, "HEAD"))
     has_rest = os.path.isdir(os.path.join(common, "objects")) and os.path.isdir(os.path.join(common, "refs"))
     return Repository(directory, git, common) if has_head and has_rest else None
+
+
+def _is_head(path: str) -> bool:
+    """Say whether git takes a file for a HEAD: it names a reference or a commit, or is a link to a reference."""
+    try:
+        if os.path.islink(path):
+            return os.readlink(path).startswith("refs/")
+        text = _read(path, 1 << 16)
+    except OSError:
+        return False
+    return re.match(rb"ref:\s*refs/|[0-9a-f]{40}", text) is not None
 
 
 def read_ignore_file(path: str, *, follows_links: bool = False) -> bytes | None:

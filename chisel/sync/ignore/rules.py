@@ -185,7 +185,7 @@ class Scope:
         try:
             if around.git is None:
                 raise GitRefused("git is not installed")
-            listing = list_files(around, self.directory)
+            listing = list_files(around, self.directory, repository.top)
         except GitRefused as error:
             said = f"git is not asked about `{self.directory}` ({error.said.splitlines()[0][:200]})"
             try:
