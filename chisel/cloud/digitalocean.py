@@ -8,6 +8,7 @@ lets `~/.netrc` replace the token, and waits 300 s for a silent server.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _ATTEMPTS = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.3, 5.0
 _KEY_LAG_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 _CLOSE_S = 2.0
+_ECHOED = re.compile(r"authorization: bearer \*\*\*", re.IGNORECASE)
 _NEVER_SENT = {"NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ConnectTimeout"}
 
 
@@ -405,7 +407,7 @@ class DigitalOcean:
         if 200 <= answer.status < 300:  # a success whose body azure-core could not read
             return _Trouble(_not_json(order.what))
         # Some servers repeat the request's headers in their error pages.
-        text = answer.text.replace(self._token.reveal(), "***")
+        text = _ECHOED.sub("***", answer.text.replace(self._token.reveal(), "***"))
         return _Trouble(
             refusal(order.what, answer.status, answer.headers, text),
             is_transient=answer.status == 429 or answer.status >= 500,

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from chisel import events
+from chisel.figures import ProfileResult
 from chisel.model import RunResult
 from chisel.render.writer import Writer
 
@@ -68,7 +69,15 @@ def encode(event: events.Event) -> bytes:
     if isinstance(event, events.Output):
         data = facts.pop("data")
         facts.update(_payload(data))
+    if isinstance(event, events.ProfileRanked):
+        facts["result"] = _profile(event.result)
     return _dump(facts)
+
+
+def _profile(result: ProfileResult) -> dict[str, Any]:
+    """Return a profile with its kernels beside its other facts, not below them: they are what is read."""
+    facts: dict[str, Any] = _plain(result)
+    return {**facts, **{name: facts["ranking"].pop(name) for name in ("kernels", "pseudo")}}
 
 
 def _payload(data: bytes) -> dict[str, str]:
