@@ -18,6 +18,7 @@ from chisel.model import (
     Bill,
     PoolStatus,
     PullResult,
+    PushResult,
     RunId,
     RunResult,
     SweepItem,
@@ -66,7 +67,10 @@ class DropletStage(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Event):
-    """How far a task of known or unknown length is; the last one of a task has `is_done`."""
+    """How far a task of known or unknown length is; the last one of a task has `is_done`.
+
+    `files` of `total_files` are finished where a task counts bytes of files.
+    """
 
     kind: ClassVar[str] = "progress"
 
@@ -75,6 +79,8 @@ class Progress(Event):
     total: int | None = None
     unit: Literal["bytes", "files", "steps"] = "bytes"
     is_done: bool = False
+    files: int = 0
+    total_files: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +175,15 @@ class PullEnded(Event):
     kind: ClassVar[str] = "pull_ended"
 
     result: PullResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushEnded(Event):
+    """Data is on a droplet, or `result.error` says why not."""
+
+    kind: ClassVar[str] = "push_ended"
+
+    result: PushResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

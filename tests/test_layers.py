@@ -41,7 +41,7 @@ HOMES = {
     "pathspec": {"sync"},
     "backports": {"sync.codec"},
 }
-NODE_ABOVE = {"frames", "aggregate", "registry", "rocpd", "rocprofcsv", "names", "tree"}
+NODE_ABOVE = {"frames", "aggregate", "blocks", "listing", "registry", "rocpd", "rocprofcsv", "names", "tree"}
 
 
 def modules() -> list[tuple[str, ast.Module]]:

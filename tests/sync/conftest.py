@@ -13,7 +13,7 @@ from chisel.sandbox.base import DropletSpec, home_of
 from chisel.sandbox.droplets import start_droplet
 from chisel.ssh.connector import Connection, open_connector
 from chisel.ssh.keys import generate_keypair
-from chisel.sync.pull import pull
+from chisel.sync.pull import PullOptions, pull
 from chisel.sync.push import push
 from chisel.sync.scan import scan_tree
 
@@ -37,8 +37,8 @@ class Bench:
         tree = await scan_tree(self.local, self.index)
         return await push(self.connection, tree, REMOTE, owner="me", sink=NullSink())
 
-    async def pull(self, *patterns: str, to: Path) -> PullResult:
-        return await pull(self.connection, REMOTE, patterns, to, sink=NullSink())
+    async def pull(self, *patterns: str, to: Path, options: PullOptions | None = None) -> PullResult:
+        return await pull(self.connection, REMOTE, patterns, to, sink=NullSink(), options=options)
 
 
 @pytest.fixture
