@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         StateError,
         UsageError,
     )
-    from chisel.model import PullResult, RunResult, SyncResult
+    from chisel.model import PullResult, PushResult, RunResult, SyncResult
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,7 @@ __all__ = [
     "HostUnreachable",
     "Pool",
     "PullResult",
+    "PushResult",
     "RunResult",
     "StateError",
     "SyncResult",
@@ -52,6 +53,7 @@ _HOMES = {
     "StateError": "errors",
     "UsageError": "errors",
     "PullResult": "model",
+    "PushResult": "model",
     "RunResult": "model",
     "SyncResult": "model",
 }

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import asyncclick as click
 
-from chisel.cli.options import WORDS, environment, output_options, target_options
+from chisel.cli.options import WORDS, Size, environment, output_options, target_options
 from chisel.cli.run import interruptible
 from chisel.cli.session import Session, choose
 from chisel.cli.target import bring_up_option, env_option, status_of_errors, status_of_sync, target_of
+from chisel.sync.wanted import Caps
 
 
 @click.command()
@@ -64,14 +65,27 @@ async def profile(
 @click.argument("paths", nargs=-1, required=True)
 @target_options
 @click.option("--to", type=click.Path(path_type=Path), help="Where to put them (default: the current directory).")
+@click.option("--flat", is_flag=True, help="Put all droplets' files into one directory; refused where names collide.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be written.")
+@click.option("--bwlimit", type=Size(), metavar="RATE", help="At most so much a second, in all: 500k, 20M.")
+@click.option("--max-files", type=click.IntRange(1), default=Caps().files, show_default=True, help="Most files taken.")
+@click.option("--max-bytes", type=Size(), default=Caps().bytes, help="Most bytes taken (default: 1Ti).")
+@click.option(
+    "--max-depth", type=click.IntRange(1), default=Caps().depth, show_default=True, help="Deepest path taken."
+)
 @output_options
 async def pull(
-    session: Session, paths: tuple[str, ...], pool: str | None, everywhere: bool, on: str | None, to: Path | None
-) -> None:
-    """Bring files, directories and globs of the working copy back.
+    session: Session, paths: tuple[str, ...], pool: str | None, everywhere: bool, on: str | None, to: Path | None,
+    flat: bool, dry_run: bool, bwlimit: int | None, max_files: int, max_bytes: int, max_depth: int,
+) -> None:  # fmt: skip
+    """Bring files, directories and globs of the working copy back: only what changed.
 
-    chisel pull out/ writes ./out; several droplets write into one directory each.
+    chisel pull out/ writes ./out; several droplets write into one directory each. What was interrupted goes on where
+    it was. A path from / or ~/ arrives under its last component.
     """
     async with session.open() as client:
         target = await choose(client, session, pool=pool, everywhere=everywhere, on=on)
-        status_of_errors(session, [result.error for result in await target.pull(list(paths), to)])
+        results = await target.pull(
+            list(paths), to, is_flat=flat, is_dry=dry_run, bwlimit=bwlimit, caps=Caps(max_files, max_bytes, max_depth)
+        )
+        status_of_errors(session, [result.error for result in results])

@@ -16,6 +16,7 @@ from chisel.cli.session import Session
 Command = Callable[..., Awaitable[None]]
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?")
 _UNIT_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 # The command's own words end chisel's options: in `chisel run --all make -j8` the -j8 is make's.
 WORDS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
@@ -66,6 +67,26 @@ class Duration(click.ParamType[timedelta]):
         if not found:
             self.fail(f"`{value}` is not a duration like 90s, 15m or 2h", param, ctx)
         return timedelta(seconds=float(found[1]) * _UNIT_S[found[2]])
+
+
+class Size(click.ParamType[int]):
+    """An amount of bytes as people write it: 500k, 20M, 1.5G, 2T (powers of ten), 1Mi (of two), a bare number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the amount in bytes, at least one."""
+        if isinstance(value, int):
+            return value
+        found = _SIZE.fullmatch(str(value).strip())
+        count = (
+            int(float(found[1]) * (1024 if found[3] else 1000) ** (" kmgt".index(found[2].lower() or " ")))
+            if found
+            else 0
+        )
+        if count < 1:
+            self.fail(f"`{value}` is not an amount like 500k, 20M or 1.5G", param, ctx)
+        return count
 
 
 class Dollars(click.ParamType[Decimal]):

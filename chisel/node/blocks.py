@@ -76,6 +76,10 @@ class ContentHash:
         self.blocks.append(digest)
         self.length += self.block if length is None else length
 
+    def partial(self) -> bytes:
+        """Return the sha256 of what has come of the block under way."""
+        return self._current.digest()
+
     def hexdigest(self) -> str:
         """Return the digest of the content so far; nothing may be added after that."""
         if self._filled or not self.blocks:

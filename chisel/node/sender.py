@@ -4,9 +4,9 @@ The conversation: REQUEST `{"cwd", "patterns", "codecs"}` and, from a client tha
 one gets a listing first, in DATA frames up to a DATA_END, one zlib stream of `["total", files, bytes, room]`, `["dir",
 path]`, `["link", path, target]`, `["skipped", path, reason]`, `["missing", pattern, near]` and `["file", entry...]`
 (`listing.Entry`). It answers in the same way with what it wants of the files, by their number: `["want", first, last]`,
-`["hash", number, digest]` (it has something of that size), `["blocks", number, size]` with two records of bytes, the
-short hashes of the blocks of what it has from its start and from its end; `["dry"]` asks what would come. A client that
-has nothing gets the listing's records and all files at once.
+`["hash", number, digest]` (it has something of that size), `["blocks", number, size, in place]` with two records of
+bytes, the short hashes of the blocks of what it has from its start and from its end, `in place` when that is the file
+itself; `["dry"]` asks what would come. A client that has nothing gets the listing's records and all files at once.
 
 Contents come in segments of one codec each, begun by PROGRESS `{"codec"}`: `["file", entry...]`, then bytes, `["hole",
 count]`, `["copy", count]` (what the client has at the same place) or `["tail", count]` (as far from the end), then
@@ -46,6 +46,7 @@ class Answer(NamedTuple):
     size: int = 0
     front: bytes = b""
     tail: bytes = b""
+    is_in_place: bool = False
 
 
 def main(channel: stdio.Channel, request: dict[str, Any]) -> int:
@@ -120,7 +121,7 @@ class AnswerReader:
                 self.found[self._number(record)] = Answer(digest=decode_text(record, 2))
             elif record[0] == "blocks":
                 self._last = self._number(record)
-                self.found[self._last] = Answer(size=decode_count(record, 2))
+                self.found[self._last] = Answer(size=decode_count(record, 2), is_in_place=record[3:] == [True])
             elif record[0] == "dry":
                 self.found[-1] = Answer()
             else:
@@ -223,17 +224,28 @@ class Sender:
     def _records(self, numbers: list[int]) -> Iterator[bytes]:
         for number in numbers:
             entry, answer = self.walk.files[number], self._answers[number]
-            if not self._is_dry and not answer.digest:
-                yield from self._file(entry, answer)
-                continue
-            is_same = bool(answer.digest) and self._digest(entry) == answer.digest
-            if is_same:
+            if self._is_as_there(entry, answer):
                 self.sent[entry.path] = [entry.size, entry.mtime_ns]
                 yield tree.pack(["same", number])
             elif self._is_dry:
                 yield tree.pack(["would", number])
             else:
-                yield from self._file(entry, Answer())
+                yield from self._file(entry, answer)
+
+    def _is_as_there(self, entry: Entry, answer: Answer) -> bool:
+        """Say whether the client has just this content, by its digest or by all of its blocks."""
+        if answer.digest:
+            return self._digest(entry) == answer.digest
+        if not answer.is_in_place or answer.size != entry.size:
+            return False
+        with suppress(OSError):
+            handle, status = self._open(entry)
+            try:
+                has_all = _Changes(handle, status, answer, ContentHash(entry.size)).are_none()
+                return has_all and entry_of(entry.path, os.fstat(handle)).look == entry.look
+            finally:
+                os.close(handle)
+        return False
 
     def _digest(self, entry: Entry) -> str:
         """Return the digest of a file that is still as it was listed; empty otherwise."""
@@ -313,6 +325,15 @@ class _Changes:
         self._answer = answer
         self._content = content
         self._block = content.block
+
+    def are_none(self) -> bool:
+        """Say whether all blocks are there; the first that is not ends it."""
+        count = -(-self._size // self._block)
+        return len(self._answer.front) // SHORT == count and all(
+            blocks.hash_range(self._handle, index * self._block, self._block)[:SHORT]
+            == self._short(self._answer.front, index)
+            for index in range(count)
+        )
 
     def records(self) -> Iterator[bytes]:
         known = self._front()

@@ -88,7 +88,9 @@ class Answers:
         if hashes is None:
             self._want(number)
         else:
-            yield from (tree.pack(["blocks", number, hashes[0]]), *map(tree.pack_bytes, hashes[1:]))
+            is_in_place = not self._asked[entry.path].part_bytes
+            yield tree.pack(["blocks", number, hashes[0], is_in_place])
+            yield from map(tree.pack_bytes, hashes[1:])
 
     def _want(self, number: int) -> None:
         if self._runs and self._runs[-1][1] == number:
