@@ -92,6 +92,7 @@ class Writer:
         self._seen: dict[str, str] = {}
         self._admitted_keys: set[str] = set()
         self._links: list[Link] = []
+        self._due: list[str] = []
         self._incoming: Incoming | None = None
         self._admitted = 0
         self._admitted_bytes = 0
@@ -126,10 +127,12 @@ class Writer:
                 self._obey(record)
 
     def end(self) -> None:
-        """Check that the stream is complete, make the links, write the notes; raises DamagedStream, OSError."""
+        """Check that the stream is complete, make directories and links; raises DamagedStream, OSError."""
         self._end_segment()
         if self._incoming is not None:
             raise tree.DamagedStream("a file has no end")
+        for path in self._due:
+            self._trying(path, partial(self._make_directory, path))
         for link in self._links:
             self._trying(link.path, partial(self._make_link, link))
         if self._unsaid:
@@ -259,8 +262,8 @@ class Writer:
 
     def _directory(self, record: list[Any]) -> None:
         path = tree.check_path(decode_text(record, 1))
-        if self._admits(path) and not self.is_dry:
-            self._trying(path, lambda: self._make_directory(path))
+        if self._admits(path):
+            self._due.append(path)
 
     def _make_directory(self, path: str) -> None:
         self.directories.get(path, create=True)
