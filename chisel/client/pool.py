@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from chisel.errors import ChiselError, UsageError
-from chisel.events import PullEnded
 from chisel.figures import ProfileReport
 from chisel.model import (
     Bill,
     Host,
     PullResult,
+    PushResult,
     RunId,
     RunResult,
     Snapshot,
@@ -34,7 +34,6 @@ from chisel.runner import (
     Source,
     Terminal,
     belongs,
-    describe,
     end_run,
     run_pool,
     runs_of,
@@ -46,6 +45,7 @@ from chisel.state import DropletRecord
 if TYPE_CHECKING:
     from chisel.client.client import Client
     from chisel.client.syncing import SyncOptions
+    from chisel.sync.wanted import Caps
 
 GRACE = timedelta(seconds=5)
 _LOOK_TIMEOUT_S = 8.0
@@ -301,31 +301,52 @@ class Pool:
         wanted = set(names)
         return [host for host in self.hosts() if host.name in wanted]
 
-    async def pull(self, paths: Sequence[str] | str, to: Path | str | None = None) -> list[PullResult]:
+    async def pull(
+        self,
+        paths: Sequence[str] | str,
+        to: Path | str | None = None,
+        *,
+        is_flat: bool = False,
+        is_dry: bool = False,
+        bytes_per_s: float | None = None,
+        caps: Caps | None = None,
+    ) -> list[PullResult]:
         """Bring files, directories and globs of the working copy back, below `to` (default: the current directory).
 
-        Several droplets write below `to/<droplet>/`. A droplet's failure is the `error` of its result.
+        Several droplets write below `to/<droplet>/`, or with `is_flat` all into `to`: a UsageError when two have the
+        same name. `is_dry` writes nothing and says what it would. `bytes_per_s` is in bytes a second, for all together;
+        `caps` bound what a droplet may send. A droplet's failure is the `error` of its result.
         """
-        from chisel.sync.pull import pull
+        from chisel.client.transfers import pull_all
 
         patterns = [paths] if isinstance(paths, str) else list(paths)
         target = self._client.where.cwd / (to or ".")
-        remote = PurePosixPath(await self._client.remote_cwd())
-        connector = await self._client.connector(self.hosts())
-        results: dict[str, PullResult] = {}
+        return await pull_all(
+            self._client,
+            self.hosts(),
+            patterns,
+            target,
+            is_flat=is_flat,
+            is_dry=is_dry,
+            bytes_per_s=bytes_per_s,
+            caps=caps,
+        )
 
-        async def one(host: Host) -> None:
-            own = target if len(self) == 1 else target / host.name
-            try:
-                connection = await connector.connect(host)
-                result = await pull(connection, remote, patterns, own, sink=self._client.sink)
-            except ChiselError as error:
-                result = PullResult(host=host.name, target=own, error=describe(error))
-            results[host.name] = result
-            self._client.sink.emit(PullEnded(host=host.name, result=result))
+    async def push(
+        self, files: Sequence[Path | str] | Path | str, to: str | None = None, *, bytes_per_s: float | None = None
+    ) -> list[PushResult]:
+        """Put data sets and weights on every droplet, outside the working copy: below `to` there.
 
-        await self._on_hosts(one)
-        return [results[name] for name in self.names]
+        `to` defaults to `/scratch` where the droplet has one, else to `~/data`. Directories go with all they hold.
+        Each file is read and hashed once for all droplets, goes on where an earlier push was cut, and is left out
+        where it is already; it appears whole. Nothing is deleted. Raises UsageError for what is not here. A droplet's
+        failure is the `error` of its result.
+        """
+        from chisel.client.transfers import push_all
+
+        named = [files] if isinstance(files, Path | str) else list(files)
+        sources = [self._client.where.cwd / file for file in named]
+        return await push_all(self._client, self.hosts(), sources, to, bytes_per_s=bytes_per_s)
 
     async def only_there(self) -> dict[str, list[dict[str, Any]]]:
         """Say what each droplet's working copies hold that is nowhere else: made there, and not pulled since.
