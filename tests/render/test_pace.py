@@ -20,7 +20,7 @@ def test_rate_and_time_left_are_those_of_the_last_seconds() -> None:
         pace.take(progress(second, min(second, 10) * 1_000_000 + max(0, second - 10) * 2_000_000))
     last = progress(20, 30_000_000, files=3, total_files=9)
     pace.take(last)
-    assert pace.text(last) == "30 MB of 100 MB, 3 of 9 files, 2.0 MB/s, 35 s left"
+    assert pace.text(last) == "30.0 MB of 100 MB, 3 of 9 files, 2.0 MB/s, 35 s left"
 
 
 def test_without_a_total_or_time_it_says_less() -> None:
@@ -40,7 +40,7 @@ def test_all_together() -> None:
             pace.take(progress(second, second * 10_000_000, host, files=second, total_files=5))
     ((whole, said),) = pace.sums()
     assert (whole.done, whole.total) == (40_000_000, 200_000_000)
-    assert said == "40 MB of 200 MB, 4 of 10 files, 20 MB/s, 8.0 s left"
+    assert said == "40.0 MB of 200 MB, 4 of 10 files, 20.0 MB/s, 8.0 s left"
     for host in ("a", "b"):
         pace.take(progress(3, 100_000_000, host, is_done=True))
     assert pace.sums() == []
