@@ -3,7 +3,8 @@
 What does not compress is passed as it is.
 
 Python has zstd of its own only since 3.14; the program comes with cloud-init's packages. Of 500 MB of a profiler's CSV
-zstd -1 makes 26 MB in 0.55 s, zlib's level 6 36 MB in 5 s. Standard library only, Python 3.10.
+zstd -1 makes 26 MB in 0.55 s, zlib's level 6 36 MB in 5 s; of 157 MB of kernel sources level 3 makes 14.0 MB, level 1
+17.0 MB. Standard library only, Python 3.10.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Protocol
 from .stdio import Refused
 
 ZSTD, ZLIB, NONE = "zstd", "zlib", "none"
-_LEVEL = "-1"
+_LEVEL = "-3"
 _PIECE = 1 << 16
 _READ = 1 << 18
 _END_S = 10.0

@@ -173,6 +173,7 @@ class Sender:
         self.sent: dict[str, list[int]] = {}
         self._answers: dict[int, Answer] = {}
         self._is_dry = False
+        self._hashed: dict[str, list[bytes]] = {}
 
     def listing(self) -> Iterator[list[Any]]:
         """Give all but the files."""
@@ -241,8 +242,11 @@ class Sender:
         with suppress(OSError):
             handle, status = self._open(entry)
             try:
-                has_all = _Changes(handle, status, answer, ContentHash(entry.size)).are_none()
-                return has_all and entry_of(entry.path, os.fstat(handle)).look == entry.look
+                changes = _Changes(handle, status, answer, ContentHash(entry.size))
+                is_untouched = entry_of(entry.path, os.fstat(handle)).look == entry.look
+                if is_untouched:
+                    self._hashed = {entry.path: changes.known}
+                return is_untouched and changes.are_none()
             finally:
                 os.close(handle)
         return False
@@ -280,7 +284,8 @@ class Sender:
                 yield tree.pack(["file", *now])
                 content = ContentHash(now.size)
                 if answer.size and now.size == entry.size:
-                    yield from _Changes(handle, before, answer, content).records()
+                    known = self._hashed.pop(entry.path, None) if now.look == entry.look else None
+                    yield from _Changes(handle, before, answer, content, known).records()
                 else:
                     yield from _whole(handle, before, content)
                 after = entry_of(entry.path, os.fstat(handle))
@@ -318,26 +323,31 @@ def _literal(handle: int, status: os.stat_result, content: ContentHash, start: i
 class _Changes:
     """Give a file as what the client has of it and what is new: blocks at their places, and at the same end."""
 
-    def __init__(self, handle: int, status: os.stat_result, answer: Answer, content: ContentHash) -> None:
+    def __init__(
+        self,
+        handle: int,
+        status: os.stat_result,
+        answer: Answer,
+        content: ContentHash,
+        known: list[bytes] | None = None,
+    ) -> None:
         self._handle = handle
         self._status = status
         self._size = status.st_size
         self._answer = answer
         self._content = content
         self._block = content.block
+        self.known = self._front() if known is None else known
 
     def are_none(self) -> bool:
-        """Say whether all blocks are there; the first that is not ends it."""
-        count = -(-self._size // self._block)
-        return len(self._answer.front) // SHORT == count and all(
-            contents.hash_range(self._handle, index * self._block, self._block)[:SHORT]
-            == self._short(self._answer.front, index)
-            for index in range(count)
-        )
+        """Say whether all blocks are there."""
+        return len(self.known) == -(-self._size // self._block) and all(self._matched())
+
+    def _matched(self) -> list[bool]:
+        return [digest[:SHORT] == self._short(self._answer.front, index) for index, digest in enumerate(self.known)]
 
     def records(self) -> Iterator[bytes]:
-        known = self._front()
-        matched = [digest[:SHORT] == self._short(self._answer.front, index) for index, digest in enumerate(known)]
+        known, matched = self.known, self._matched()
         first = matched.index(False) if False in matched else len(matched)
         tail = self._tail(min(first * self._block, self._size))
         position, stop = 0, self._size - tail

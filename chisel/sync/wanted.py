@@ -88,6 +88,8 @@ def _matches(names: Sequence[str], rule: Sequence[str]) -> bool:
 
 def _is_repository(name: str) -> bool:
     """Say whether some file system takes a name for `.git`: by case, by marks that do not show, by dots at its end."""
+    if name.isascii() and "git" not in name.lower():  # nearly all of them
+        return False
     shown = "".join(char for char in name if unicodedata.category(char) != "Cf")
     return shown.casefold().rstrip(". ") in {_REPOSITORY, "git~1"}
 

@@ -2,7 +2,7 @@
 
     python -m tests.torture.broken_transfers --breaks 500 [--droplets openssh] [--seed N]
 
-Three ways: the link is reset at a byte, the client is killed (SIGKILL) at a moment, the link becomes a black hole.
+Three ways: the link is reset at a byte, the client is killed (SIGKILL) at a moment, or the link becomes a black hole.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ class Bench:
         if kind == "reset":
             self.proxy.reset_after(count)
         with self.user.start(*words, "--json", "--bwlimit", "40M") as process:
-            if kind != "reset":
-                time.sleep(self.chance.uniform(0.6, 0.9 + size / 40e6))
-                if kind == "kill":
-                    process.kill()
-                else:
-                    self.proxy.swallow()
+            assert process.stdout
+            for line in process.stdout if kind != "reset" else ():
+                event = json.loads(line)
+                if event["event"] == "progress" and event["done"] >= count:
+                    process.kill() if kind == "kill" else self.proxy.swallow()
+                    break
             process.communicate(timeout=60)
 
     def arrived(self, is_push: bool, size: int) -> int:

@@ -408,7 +408,7 @@ def wipe(target: Path) -> None:
 def run(count: int, seed: int, batch: int, *, is_control: bool) -> int:
     directory = Path(tempfile.mkdtemp(prefix="hostile-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     codec._zstd()  # what is loaded late is loaded before the rights to read it are gone
-    for name in ("ascii", "latin-1", "utf-8", "idna"):
+    for name in ("ascii", "latin-1", "utf-8", "idna", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
         codecs.lookup(name)
     drop_rights(directory)
     place = Place(directory)
