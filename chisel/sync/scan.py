@@ -23,7 +23,6 @@ from chisel.sync import blocks
 from chisel.sync.ignore import GIT, Ignore, ignore_for
 from chisel.sync.index import Index, Look, index_file_for, is_settled, look_of
 from chisel.sync.pulled import pulled_paths
-from chisel.sync.wanted import STAGE_PREFIX
 
 __all__ = ["Index", "LocalTree", "index_file_for", "scan", "scan_tree"]
 
@@ -111,12 +110,11 @@ class _Walk:
             ignore, base = ignore_for(os.path.join(self._root, path)), f"{path}/"
         skipped, prefix = len(base), f"{path}/" if path else ""
         is_ignored, known_of, items, files = ignore.is_ignored, self._known.get, self.items, self.files
-        pulled = self._pulled
         for entry in entries:
             name = entry.name
             inner = prefix + name
             is_directory = entry.is_dir(follow_symlinks=False)
-            if name == GIT or name.startswith(STAGE_PREFIX) or is_ignored(inner[skipped:], is_directory=is_directory):
+            if name == GIT or is_ignored(inner[skipped:], is_directory=is_directory):
                 continue
             if len(name) > _SHORT_NAME and not self._can_be_sent(inner):
                 continue
@@ -124,7 +122,7 @@ class _Walk:
                 self._enter(entry, inner, ignore, base)
                 continue
             known = known_of(inner)
-            if known is None or inner in pulled:
+            if known is None or inner in self._pulled:
                 self._leaf(entry, inner)
                 continue
             try:
