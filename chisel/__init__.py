@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from chisel.figures import ProfileReport
-    from chisel.model import PullResult, RunResult, SyncResult
+    from chisel.model import PullResult, PushResult, RunResult, SyncResult
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,7 @@ __all__ = [
     "Pool",
     "ProfileReport",
     "PullResult",
+    "PushResult",
     "RunResult",
     "StateError",
     "SyncResult",
@@ -55,6 +56,7 @@ _HOMES = {
     "UsageError": "errors",
     "ProfileReport": "figures",
     "PullResult": "model",
+    "PushResult": "model",
     "RunResult": "model",
     "SyncResult": "model",
 }

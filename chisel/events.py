@@ -18,6 +18,7 @@ from chisel.model import (
     Bill,
     PoolStatus,
     PullResult,
+    PushResult,
     RunId,
     RunResult,
     SweepItem,
@@ -190,6 +191,15 @@ class PullEnded(Event):
     kind: ClassVar[str] = "pull_ended"
 
     result: PullResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushEnded(Event):
+    """Data is on a droplet, or `result.error` says why not."""
+
+    kind: ClassVar[str] = "push_ended"
+
+    result: PushResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -212,12 +212,39 @@ class SyncResult:
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
-    """What one pull brought from one droplet: `files` written below `target`; `skipped` texts carry their reason."""
+    """What one pull brought from one droplet: `files` written below `target`; `skipped` texts carry their reason.
+
+    `unchanged` files were here already, `wire_bytes` crossed the network. With `is_dry` nothing was written, and
+    `would` names what would be, with its size in bytes.
+    """
 
     host: str
     target: Path
     files: int = 0
     bytes: int = 0
+    seconds: float = 0.0
+    skipped: tuple[str, ...] = ()
+    error: str | None = None
+    unchanged: int = 0
+    wire_bytes: int = 0
+    would: tuple[tuple[str, int], ...] = ()
+    is_dry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What one push put on one droplet: `files` written below `target` there, `unchanged` that it had already.
+
+    `bytes` is what the written files hold, `sent_bytes` what crossed the network of it; `skipped` texts carry their
+    reason.
+    """
+
+    host: str
+    target: str
+    files: int = 0
+    bytes: int = 0
+    sent_bytes: int = 0
+    unchanged: int = 0
     seconds: float = 0.0
     skipped: tuple[str, ...] = ()
     error: str | None = None

@@ -43,7 +43,8 @@ HOMES = {
     "watchfiles": {"sync.polled"},
 }
 NODE_ABOVE = {
-    "frames", "registry", "tree", "kept", "chrometrace", "formats", "names", "ranking", "spans", "table", "tally",
+    "frames", "registry", "tree", "kept", "contents", "offer", "chrometrace", "formats", "names", "ranking", "spans",
+    "table", "tally",
 }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Run a command there, with live output and its own exit status."),
     "profile": ("profile", "Run a command under the profiler, rank the hottest kernels."),
     "pull": ("loop", "Bring artifacts back."),
+    "push": ("push", "Put data sets and weights there, outside the working copy."),
     "logs": ("run", "Show what a run has written, and with -f what it writes."),
     "attach": ("run", "Follow a run as if it had been started here."),
     "kill": ("run", "End a run, or send it a signal."),

@@ -8,9 +8,10 @@ from typing import Any
 
 import asyncclick as click
 
-from chisel.cli.options import Command, Rate, output_options, target_options
+from chisel.cli.options import Command, Size, bandwidth_option, output_options, target_options, with_options
 from chisel.cli.session import Session, choose
 from chisel.cli.target import bring_up_option, status_of_errors, status_of_sync, target_of
+from chisel.sync.wanted import Caps
 
 _FLAG: dict[str, Any] = {"is_flag": True}
 _SYNC_OPTIONS: tuple[Callable[[Command], Command], ...] = (
@@ -21,14 +22,8 @@ _SYNC_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("--delete-extra", "deletes_extra", **_FLAG, help="Remove there what was never pushed, listing it."),
     click.option("--now", "is_now", **_FLAG, help="Do not wait for commands that run in the working copy."),
     click.option("--take-over", "takes_over", **_FLAG, help="Take a working copy from whoever synced it before."),
-    click.option("--bwlimit", type=Rate(), metavar="RATE", help="Send at most 500k, 2M bytes a second in all."),
+    bandwidth_option,
 )
-
-
-def _with_sync_options(command: Command) -> Command:
-    for option in reversed(_SYNC_OPTIONS):
-        command = option(command)
-    return command
 
 
 @click.command()
@@ -38,11 +33,11 @@ def _with_sync_options(command: Command) -> Command:
 )
 @target_options
 @bring_up_option
-@_with_sync_options
+@with_options(_SYNC_OPTIONS)
 @output_options
 async def sync(
     session: Session, path: Path | None, explained: tuple[str, ...], pool: str | None, everywhere: bool,
-    on: str | None, bring_up: bool, to: str | None, bwlimit: float | None, **flags: bool,
+    on: str | None, bring_up: bool, to: str | None, bytes_per_s: float | None, **flags: bool,
 ) -> None:  # fmt: skip
     """Make the droplets' working copy equal to the local tree, sending only what changed.
 
@@ -59,7 +54,7 @@ async def sync(
         from chisel.client.syncing import SyncOptions
 
         target = await target_of(client, session, pool, everywhere, on, bring_up)
-        results = await target.sync(path, to=to, options=SyncOptions(**flags), bytes_per_s=bwlimit)
+        results = await target.sync(path, to=to, options=SyncOptions(**flags), bytes_per_s=bytes_per_s)
         status_of_sync(session, results)
 
 
@@ -67,14 +62,32 @@ async def sync(
 @click.argument("paths", nargs=-1, required=True)
 @target_options
 @click.option("--to", type=click.Path(path_type=Path), help="Where to put them (default: the current directory).")
+@click.option("--flat", is_flag=True, help="Put all droplets' files into one directory; refused where names collide.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be written.")
+@bandwidth_option
+@click.option("--max-files", type=click.IntRange(1), default=Caps().files, show_default=True, help="Most files taken.")
+@click.option("--max-bytes", type=Size(), default=Caps().bytes, help="Most bytes taken (default: 1Ti).")
+@click.option(
+    "--max-depth", type=click.IntRange(1), default=Caps().depth, show_default=True, help="Deepest path taken."
+)
 @output_options
 async def pull(
-    session: Session, paths: tuple[str, ...], pool: str | None, everywhere: bool, on: str | None, to: Path | None
-) -> None:
-    """Bring files, directories and globs of the working copy back.
+    session: Session, paths: tuple[str, ...], pool: str | None, everywhere: bool, on: str | None, to: Path | None,
+    flat: bool, dry_run: bool, bytes_per_s: float | None, max_files: int, max_bytes: int, max_depth: int,
+) -> None:  # fmt: skip
+    """Bring files, directories and globs of the working copy back: only what changed.
 
-    chisel pull out/ writes ./out; several droplets write into one directory each.
+    chisel pull out/ writes ./out; several droplets write into one directory each. What was interrupted goes on where
+    it was. A path from / or ~/ arrives under its last component.
     """
     async with session.open() as client:
         target = await choose(client, session, pool=pool, everywhere=everywhere, on=on)
-        status_of_errors(session, [result.error for result in await target.pull(list(paths), to)])
+        results = await target.pull(
+            list(paths),
+            to,
+            is_flat=flat,
+            is_dry=dry_run,
+            bytes_per_s=bytes_per_s,
+            caps=Caps(max_files, max_bytes, max_depth),
+        )
+        status_of_errors(session, [result.error for result in results])

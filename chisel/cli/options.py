@@ -17,9 +17,8 @@ from chisel.cli.session import Session
 Command = Callable[..., Awaitable[None]]
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?")
 _UNIT_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)(?:B|B/s)?")
-_RATE_UNIT = {"": 1, "k": 1000, "m": 1_000_000, "g": 1_000_000_000}
 # The command's own words end chisel's options: in `chisel run --all make -j8` the -j8 is make's.
 WORDS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 
@@ -84,19 +83,48 @@ class Duration(click.ParamType[timedelta]):
         return timedelta(seconds=float(found[1]) * _UNIT_S[found[2]])
 
 
+class Size(click.ParamType[int]):
+    """An amount of bytes as people write it: 500k, 20M, 1.5G, 2T (powers of ten), 1Mi (of two), a bare number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the amount in bytes, at least one."""
+        if isinstance(value, int):
+            return value
+        count = _bytes(str(value))
+        if count < 1:
+            self.fail(f"`{value}` is not an amount like 500k, 20M or 1.5G", param, ctx)
+        return count
+
+
 class Rate(click.ParamType[float]):
-    """A rate as people write it: 500k, 2M, 1.5M bytes a second."""
+    """Bytes a second, as people write them: 500k, 2M, 1.5MB/s, 1Mi."""
 
     name = "rate"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return bytes a second, which must be some."""
+        """Return bytes a second, at least one."""
         if isinstance(value, float):
             return value
-        found = _RATE.fullmatch(str(value).strip())
-        if not found or not float(found[1]):
+        count = _bytes(str(value).strip().removesuffix("/s"))
+        if count < 1:
             self.fail(f"`{value}` is not a rate like 500k or 2M (bytes a second)", param, ctx)
-        return float(found[1]) * _RATE_UNIT[found[2].lower()]
+        return float(count)
+
+
+def _bytes(text: str) -> int:
+    """Return the bytes that an amount comes to, 0 for what is none."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        return 0
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2].lower() or " "))
+
+
+def bandwidth_option(command: Command) -> Command:
+    """Add `--bwlimit`."""
+    said = "Move at most so many bytes a second, all droplets together: 500k, 2M."
+    return click.option("--bwlimit", "bytes_per_s", type=Rate(), metavar="RATE", help=said)(command)
 
 
 class Dollars(click.ParamType[Decimal]):

@@ -439,7 +439,7 @@ class Client:
         `wishes` are `top`, `kernel`, `skip_warmup`, `out`, `against`, `save_as` and `fail_if_slower` of `Pool.profile`,
         and `opens`, which writes a trace even without `out`. Raises UsageError for what is no profile.
         """
-        from chisel.client.pool import check_pattern
+        from chisel.client.lines import check_pattern
         from chisel.client.profiling import profile_files
 
         check_pattern(wishes.get("kernel"))

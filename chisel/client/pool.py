@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -14,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from chisel.client.lines import check_pattern, shell_line
 from chisel.errors import ChiselError, UsageError
-from chisel.events import PullEnded
 from chisel.figures import ProfileReport
 from chisel.model import (
     Bill,
     Host,
     PullResult,
+    PushResult,
     RunId,
     RunResult,
     Snapshot,
@@ -34,7 +33,6 @@ from chisel.runner import (
     Source,
     Terminal,
     belongs,
-    describe,
     end_run,
     run_pool,
     runs_of,
@@ -46,6 +44,7 @@ from chisel.state import DropletRecord
 if TYPE_CHECKING:
     from chisel.client.client import Client
     from chisel.client.syncing import SyncOptions
+    from chisel.sync.wanted import Caps
 
 GRACE = timedelta(seconds=5)
 _LOOK_TIMEOUT_S = 8.0
@@ -301,31 +300,52 @@ class Pool:
         wanted = set(names)
         return [host for host in self.hosts() if host.name in wanted]
 
-    async def pull(self, paths: Sequence[str] | str, to: Path | str | None = None) -> list[PullResult]:
+    async def pull(
+        self,
+        paths: Sequence[str] | str,
+        to: Path | str | None = None,
+        *,
+        is_flat: bool = False,
+        is_dry: bool = False,
+        bytes_per_s: float | None = None,
+        caps: Caps | None = None,
+    ) -> list[PullResult]:
         """Bring files, directories and globs of the working copy back, below `to` (default: the current directory).
 
-        Several droplets write below `to/<droplet>/`. A droplet's failure is the `error` of its result.
+        Several droplets write below `to/<droplet>/`, or with `is_flat` all into `to`: a UsageError when two have the
+        same name. `is_dry` writes nothing and says what it would. `bytes_per_s` is in bytes a second, for all together;
+        `caps` bound what a droplet may send. A droplet's failure is the `error` of its result.
         """
-        from chisel.sync.pull import pull
+        from chisel.client.transfers import pull_all
 
         patterns = [paths] if isinstance(paths, str) else list(paths)
         target = self._client.where.cwd / (to or ".")
-        remote = PurePosixPath(await self._client.remote_cwd())
-        connector = await self._client.connector(self.hosts())
-        results: dict[str, PullResult] = {}
+        return await pull_all(
+            self._client,
+            self.hosts(),
+            patterns,
+            target,
+            is_flat=is_flat,
+            is_dry=is_dry,
+            bytes_per_s=bytes_per_s,
+            caps=caps,
+        )
 
-        async def one(host: Host) -> None:
-            own = target if len(self) == 1 else target / host.name
-            try:
-                connection = await connector.connect(host)
-                result = await pull(connection, remote, patterns, own, sink=self._client.sink)
-            except ChiselError as error:
-                result = PullResult(host=host.name, target=own, error=describe(error))
-            results[host.name] = result
-            self._client.sink.emit(PullEnded(host=host.name, result=result))
+    async def push(
+        self, files: Sequence[Path | str] | Path | str, to: str | None = None, *, bytes_per_s: float | None = None
+    ) -> list[PushResult]:
+        """Put data sets and weights on every droplet, outside the working copy: below `to` there.
 
-        await self._on_hosts(one)
-        return [results[name] for name in self.names]
+        `to` defaults to `/scratch` where the droplet has one, else to `~/data`. Directories go with all they hold.
+        Each file is read and hashed once for all droplets, goes on where an earlier push was cut, and is left out
+        where it is already; it appears whole. Nothing is deleted. Raises UsageError for what is not here. A droplet's
+        failure is the `error` of its result.
+        """
+        from chisel.client.transfers import push_all
+
+        named = [files] if isinstance(files, Path | str) else list(files)
+        sources = [self._client.where.cwd / file for file in named]
+        return await push_all(self._client, self.hosts(), sources, to, bytes_per_s=bytes_per_s)
 
     async def only_there(self) -> dict[str, list[dict[str, Any]]]:
         """Say what each droplet's working copies hold that is nowhere else: made there, and not pulled since.
@@ -460,31 +480,6 @@ def _source(data: bytes) -> Source:
         return pieces.pop() if pieces else b""
 
     return give
-
-
-def check_pattern(pattern: str | None) -> str | None:
-    """Return a regular expression as it is; raises UsageError for one that is none."""
-    if pattern is not None:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UsageError(f"`{pattern}` is no regular expression: {error}") from error
-    return pattern
-
-
-def shell_line(command: str | Sequence[str]) -> str:
-    """Return a command as a shell line: a string as it is, several words quoted, one word as a line of its own.
-
-    Raises UsageError for NUL bytes and lone surrogates, which no command line can carry.
-    """
-    words = [command] if isinstance(command, str) else list(command)
-    if not words or not any(words):
-        raise UsageError("there is no command to run", hint="chisel run make")
-    for index, word in enumerate(words):
-        for position, character in enumerate(word):
-            if character == "\0" or 0xD800 <= ord(character) < 0xE000:
-                raise UsageError(f"word {index + 1} of the command has {character!r} at position {position}")
-    return words[0] if len(words) == 1 else shlex.join(words)
 
 
 def by_number(record: DropletRecord) -> tuple[int, str]:

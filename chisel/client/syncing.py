@@ -21,10 +21,10 @@ from chisel.runner import Order, describe
 from chisel.sync.index import Index, index_file_for
 from chisel.sync.job import Job
 from chisel.sync.job import Options as SyncOptions
-from chisel.sync.limiter import Limiter
 from chisel.sync.push import push, remote_root_for
 from chisel.sync.scan import LocalTree, scan_tree
 from chisel.sync.there import Known
+from chisel.sync.throttle import Throttle
 
 if TYPE_CHECKING:
     from chisel.client.client import Client
@@ -80,7 +80,7 @@ async def syncing(
         owner_name=await to_thread.run_sync(_owner_name),
         sink=client.sink,
         options=options,
-        limiter=Limiter(bytes_per_s) if bytes_per_s else None,
+        throttle=Throttle(bytes_per_s),
         **more,
     )
     try:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from chisel import events
 from chisel.render.clean import clean
-from chisel.render.screen import STDERR, STDOUT, Look, Screen, _how_far
+from chisel.render.screen import STDERR, STDOUT, Look, Screen
 from chisel.render.writer import Writer
 
 FRAMES_PER_S = 8
@@ -30,19 +29,22 @@ class LiveScreen(Screen):
     async def tick(self) -> None:
         """Redraw the moving lines; called at a fixed rate by the output's owner."""
         now = time.monotonic()
-        shown = [(since, event) for since, event in self._moving.values() if now - since >= _SHOW_AFTER_S]
-        shown = [*self._sums(shown), *shown][:_MOST_LINES]
+        shown = [event for since, event in self._moving.values() if now - since >= _SHOW_AFTER_S][:_MOST_LINES]
         if not self._at_line_start or (not shown and not self._drawn_lines):
             return
         from rich.spinner import Spinner
         from rich.table import Table
+        from rich.text import Text
 
         from chisel.render import tables
 
         self._spinner = self._spinner or Spinner("dots")
         grid = Table.grid(padding=(0, 1), expand=False)
-        for since, event in shown:
-            grid.add_row(*self._cells(event, now, since))
+        for event in shown:
+            grid.add_row(*self._cells(event, now))
+        if len(shown) > 1:
+            for whole, said in self._pace.sums():
+                grid.add_row("", Text("all", style="bold"), Text(whole.task), self._bar(whole), Text(said))
         text = tables.to_text(grid, width=self._look.width, colour=self._look.colour_stderr) if shown else ""
         self._writer.write(STDERR, self._erasing() + text.encode())
         self._drawn_lines = text.count("\n")
@@ -53,37 +55,20 @@ class LiveScreen(Screen):
         super().finish()
         self._erase()
 
-    @staticmethod
-    def _sums(moving: Sequence[tuple[float, events.Event]]) -> list[tuple[float, events.Event]]:
-        """Add up the transfers of several droplets, a line for each task."""
-        tasks: dict[str, list[tuple[float, events.Progress]]] = {}
-        for since, event in moving:
-            if isinstance(event, events.Progress) and event.unit == "bytes" and event.total:
-                tasks.setdefault(event.task, []).append((since, event))
-        return [
-            (
-                min(since for since, _ in row),
-                events.Progress(
-                    host=f"all {len(row)}",
-                    task=task,
-                    done=sum(event.done for _, event in row),
-                    total=sum(event.total or 0 for _, event in row),
-                ),
-            )
-            for task, row in tasks.items()
-            if len(row) > 1
-        ]
-
-    def _cells(self, event: events.Event, now: float, since: float) -> tuple[Any, ...]:
-        from rich.progress_bar import ProgressBar
+    def _cells(self, event: events.Event, now: float) -> tuple[Any, ...]:
         from rich.text import Text
 
         host = Text(clean(event.host or ""), style="bold")
         if isinstance(event, events.Progress):
-            bar = ProgressBar(total=event.total, completed=event.done, width=24, pulse=event.total is None)
-            return self._spinner.render(now), host, Text(event.task), bar, Text(_how_far(event, now - since))
+            return self._spinner.render(now), host, Text(event.task), self._bar(event), Text(self._pace.text(event))
         detail = clean(getattr(event, "detail", ""))
         return self._spinner.render(now), host, Text(getattr(event, "stage", "")), Text(detail, style="dim"), Text("")
+
+    @staticmethod
+    def _bar(event: events.Progress) -> Any:
+        from rich.progress_bar import ProgressBar
+
+        return ProgressBar(total=event.total, completed=event.done, width=24, pulse=event.total is None)
 
     def _put(self, descriptor: int, data: bytes) -> None:
         if not data:
@@ -114,6 +99,7 @@ class LiveScreen(Screen):
 
     def _progress(self, event: events.Progress) -> None:
         key = (event.host, event.task)
+        self._pace.take(event)
         if event.is_done:
             self._moving.pop(key, None)
         else:

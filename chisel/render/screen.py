@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chisel import events
-from chisel.model import Bill, RunResult, SyncResult
-from chisel.render import summary, words
+from chisel.model import Bill, PullResult, PushResult, RunResult, SyncResult
+from chisel.render import summary, transfers, words
 from chisel.render.clean import clean, clean_lines
 from chisel.render.collect import STREAMS, Collector, Held, differences
 from chisel.render.outdir import OutDirectory
+from chisel.render.pace import Pace
 from chisel.render.prefix import LinePrefixer, as_it_is
 from chisel.render.writer import Writer
 
@@ -65,7 +66,8 @@ class Screen:
         self._has_hinted = False
         self._bills: list[Bill] = []
         self._last_progress: dict[tuple[str | None, str], float] = {}
-        self._began_at: dict[tuple[str | None, str], float] = {}
+        self._pace = Pace()
+        self._moved: list[PullResult | PushResult] = []
         self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
             events.Notice: self._notice,
             events.DropletStage: self._stage,
@@ -79,6 +81,7 @@ class Screen:
             events.PathExplained: self._explained,
             events.SyncEnded: self._sync_ended,
             events.PullEnded: self._pull_ended,
+            events.PushEnded: self._push_ended,
             events.ProfileRanked: self._ranked,
             events.ProfileSummed: self._summed,
             events.Compared: self._compared,
@@ -136,7 +139,8 @@ class Screen:
         if len(self._bills) > 1:
             total = sum((bill.usd for bill in self._bills), Decimal(0))
             self.say(f"{words.count(len(self._bills), 'droplet')} destroyed, {words.usd(total)} in all")
-        self._results, self._bills = [], []
+        self._sum_of_moved()
+        self._results, self._bills, self._moved = [], [], []
 
     def end(self, status: int, source: str, outcome: Mapping[str, Any] | None = None) -> None:
         """Say nothing: a shell tells its user the status."""
@@ -193,11 +197,11 @@ class Screen:
 
     def _progress(self, event: events.Progress) -> None:
         key = (event.host, event.task)
+        self._pace.take(event)
         since = self._last_progress.setdefault(key, event.at)
-        began_at = self._began_at.setdefault(key, event.at)
         if not event.is_done and event.at - since >= _PLAIN_PROGRESS_EVERY_S and not self._look.quiet:
             self._last_progress[key] = event.at
-            self.say(f"{self._named(event.host)}{event.task}: {_how_far(event, event.at - began_at)}")
+            self.say(f"{self._named(event.host)}{event.task}: {self._pace.text(event)}")
 
     def _retry(self, event: events.Retry) -> None:
         self.say(f"{event.what} failed ({event.reason}); trying again in {event.wait_s:.1f} s", "33")
@@ -331,15 +335,29 @@ class Screen:
 
     def _pull_ended(self, event: events.PullEnded) -> None:
         one = event.result
-        if one.error:
-            self.say(f"error: {one.host}: {one.error}", "31")
-            return
+        self._moved.append(one)
         if not self._look.quiet:
-            self.say(
-                f"{one.host}: {words.count(one.files, 'file')} ({words.size(one.bytes)}) into {self._path(one.target)}"
-            )
+            for line in transfers.pulled(one, self._path(one.target)):
+                self.say(line)
         for path in one.skipped:
             self.say(f"{one.host}: not written: {path}", "33")
+        if one.error:
+            self.say(f"error: {one.host}: {one.error}", "31")
+
+    def _push_ended(self, event: events.PushEnded) -> None:
+        one = event.result
+        self._moved.append(one)
+        if not self._look.quiet:
+            for line in transfers.pushed(one):
+                self.say(line)
+        for path in one.skipped:
+            self.say(f"{one.host}: not sent: {path}", "33")
+        if one.error:
+            self.say(f"error: {one.host}: {one.error}", "31")
+
+    def _sum_of_moved(self) -> None:
+        if len(self._moved) > 1 and not self._look.quiet:
+            self.say(transfers.in_all(self._moved))
 
     def _ranked(self, event: events.ProfileRanked) -> None:
         """Show one profile; of several only how it went, what they make together follows."""
@@ -403,17 +421,6 @@ def _what_was_synced(one: SyncResult) -> str:
     size = f" ({words.size(one.sent_bytes)})" if one.sent_bytes else ""
     done = ", ".join(parts) or ("changed" if one.sent_bytes else "nothing to send")
     return f"{done}{size}, {one.total_files:,} in all, {words.duration(one.seconds)}"
-
-
-def _how_far(event: events.Progress, seconds: float = 0.0) -> str:
-    done = words.size(event.done) if event.unit == "bytes" else f"{event.done:,} {event.unit}"
-    if event.total:
-        total = words.size(event.total) if event.unit == "bytes" else f"{event.total:,}"
-        done = f"{done} of {total}"
-    if event.done_files is not None and event.total_files:
-        done += f", {event.done_files:,} of {words.count(event.total_files, 'file')}"
-    pace = words.pace(event.done, event.total, seconds) if event.unit == "bytes" else ""
-    return f"{done}, {pace}" if pace else done
 
 
 def _profiles() -> Any:

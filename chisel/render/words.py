@@ -29,19 +29,6 @@ def size(count: float) -> str:
     return f"{count:.0f} {_BYTE_UNITS[step]}" if step == 0 or count >= 99.5 else f"{count:.1f} {_BYTE_UNITS[step]}"
 
 
-def pace(done: float, total: float | None, seconds: float) -> str:
-    """Say how fast bytes go, and how long the rest takes at that: `3.2 MB/s, 12 s left`; empty while nobody can tell.
-
-    >>> pace(10_000_000, 30_000_000, 5)
-    '2.0 MB/s, 10 s left'
-    """
-    if seconds <= 0.2 or not done:
-        return ""
-    rate = done / seconds
-    left = f", {duration((total - done) / rate)} left" if total and total > done else ""
-    return f"{size(rate)}/s{left}"
-
-
 def usd(amount: Decimal) -> str:
     """Say dollars: cents from one cent up, more digits below."""
     cent = Decimal("0.01")

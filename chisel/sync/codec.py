@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from chisel.node import tree
 
-CODECS = ("zstd", "zlib")
+CODECS = ("zstd", "zlib", "none")
 WINDOW_LOG = 26
 """64 MiB on both sides: larger windows gain less than they cost in memory."""
 
@@ -141,7 +141,30 @@ def open_unpacker(codec: str) -> tree.Unpacker:
         return ZstdUnpacker()
     if codec == "zlib":
         return tree.ZlibUnpacker()
+    if codec == "none":
+        return PlainUnpacker()
     raise tree.DamagedStream(f"`{codec[:40]}` is no codec")
+
+
+class PlainUnpacker:
+    """Pass a stream that is not compressed."""
+
+    is_at_end = True
+    is_overfull = False
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    @property
+    def has_more(self) -> bool:
+        """Say whether there is more of what was taken."""
+        return bool(self._rest)
+
+    def unpack(self, data: bytes, max_bytes: int) -> bytes:
+        """Take a piece and return at most `max_bytes` of it."""
+        whole = self._rest + data
+        self._rest = whole[max_bytes:]
+        return whole[:max_bytes]
 
 
 class ZstdUnpacker:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from chisel.sync.ignore import Place, Rules, Surroundings, Verdict, default_surroundings
 from chisel.sync.listing import kind_of_special
+from chisel.sync.wanted import STAGE_PREFIX
 
 Because = Literal["default", "tracked", "git", "chiselignore", "built-in", "special", "link", "outside"]
 
@@ -20,8 +21,8 @@ class Explained:
     """Whether one path (relative to the root, or as given when it is outside) is sent, and why.
 
     `source`, `line` and `pattern` are the line that decided, where one did. `because` says what kind of rule it was:
-    no rule, git's tracking, git's patterns, a `.chiselignore`; or that the path is `.git`, a special file, behind a
-    symbolic link, or outside of the root. `detail` is what else there is to say, in words.
+    no rule, git's tracking, git's patterns, a `.chiselignore`; or that the path is `.git` or under way in a pull, a
+    special file, behind a symbolic link, or outside of the root. `detail` is what else there is to say, in words.
     """
 
     path: str
@@ -80,7 +81,7 @@ def _detail(rules: Rules, path: str, verdict: Verdict, *, is_directory: bool) ->
     if verdict.by == "default":
         return "no rule ignores it"
     if verdict.by == "built-in":
-        return "`.git` is never sent"
+        return "a pull has it under way" if STAGE_PREFIX in path else "`.git` is never sent"
     if not verdict.is_sent and is_directory and isinstance(rules.place(path), Place):
         return "but what a .chiselignore takes in below it is sent"
     return "" if verdict.source else "git does not list it"

@@ -26,11 +26,11 @@ from chisel.ssh.refusal import remote_error
 from chisel.sync import codec
 from chisel.sync.cast import Cast, Piece, all_of
 from chisel.sync.index import Index
-from chisel.sync.limiter import Limiter
 from chisel.sync.plan import Here, Plan, Present, make_plan
 from chisel.sync.scan import LocalTree
 from chisel.sync.stream import Outcome, Stream
 from chisel.sync.there import Known, There
+from chisel.sync.throttle import Throttle
 
 STALL_DEADLINE_S = 60.0
 """How long a quarter of a megabyte may take to leave."""
@@ -86,7 +86,7 @@ class Job:
         sink: Sink,
         owner_name: str = "",
         options: Options | None = None,
-        limiter: Limiter | None = None,
+        throttle: Throttle | None = None,
         on_end: Callable[[SyncResult], None] | None = None,
     ) -> None:
         self._local = local
@@ -98,7 +98,7 @@ class Job:
         self.owner_name = owner_name
         self.sink = sink
         self.options = options or Options()
-        self.limiter = limiter
+        self.throttle = throttle or Throttle(None)
         self.on_end = on_end
         self._casts: dict[Any, Cast] = {}
         self._plans: dict[Any, Plan] = {}
@@ -369,8 +369,7 @@ class Part:
 
     async def _deliver(self, channel: Channel, piece: Piece) -> None:
         """Send one piece; a window that does not open for `STALL_DEADLINE_S` is a lost droplet."""
-        if self._job.limiter is not None:
-            await self._job.limiter.take(len(piece.payload))
+        await self._job.throttle.take(len(piece.payload))
         with anyio.move_on_after(STALL_DEADLINE_S):
             await channel.send(piece.kind, piece.payload)
             self._sent_bytes += len(piece.payload)

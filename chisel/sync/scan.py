@@ -22,7 +22,7 @@ from chisel.node.tree import DIRECTORY, FILE, LINK, Item
 from chisel.sync import blocks
 from chisel.sync.ignore import GIT, Ignore, ignore_for
 from chisel.sync.index import Index, Look, index_file_for, is_settled, look_of
-from chisel.sync.pulled import read_pulled
+from chisel.sync.pulled import pulled_paths
 
 __all__ = ["Index", "LocalTree", "index_file_for", "scan", "scan_tree"]
 
@@ -91,7 +91,7 @@ class _Walk:
         self._root = root
         self._index = index
         self._known = {} if is_thorough else index.files
-        self._pulled = read_pulled(index.file)
+        self._pulled = pulled_paths(index.file.parent, Path(root))
         self.items: dict[str, Item] = {}
         self.skipped: list[str] = []
         self.unread: list[str] = []
@@ -126,7 +126,7 @@ class _Walk:
                 self._enter(entry, inner, ignore, base)
                 continue
             known = known_of(inner)
-            if known is None or self._pulled:
+            if known is None or inner in self._pulled:
                 self._leaf(entry, inner)
                 continue
             try:
@@ -196,7 +196,8 @@ class _Walk:
             self._cannot_read(path, path, error)
 
     def _file(self, place: str, path: str, status: os.stat_result) -> None:
-        if self._pulled and self._pulled.get(path) == (status.st_size, status.st_mtime_ns):
+        pulled = self._pulled.get(path)
+        if pulled is not None and pulled[:2] == (status.st_size, status.st_mtime_ns):
             self.released.append(path)
             return
         if status.st_nlink > 1:

@@ -54,6 +54,9 @@ TABLE = [
     ("pull", "--on", "1", "made"),
     ("pull", "--on", "1", "not-made"),
     ("pull", "--all", "file"),
+    ("pull", "--on", "1", "-n", "file"),
+    ("push", "--all", "vars", "tree", "--to", "~/there"),
+    ("push", "--on", "1", "no-file"),
     ("logs", "--on", "1", "no-run"),
     ("kill", "--on", "1", "no-run"),
     ("kill", "--on", "1", "-s", "NOSUCH", "x"),
@@ -67,7 +70,7 @@ def test_a_command_line_means_the_same_with_and_without_the_agent(user: WarmUser
     (user.cwd / "tree").mkdir(exist_ok=True)
     (user.cwd / "tree" / "file").write_text("content")
     (user.cwd / "vars").write_text("FROM_FILE='yes'\n")
-    if {"sync", "pull", "-s", "--pull"} & set(words):  # what the first of them changes, the second would not
+    if {"sync", "pull", "push", "-s", "--pull"} & set(words):  # what the first of them changes, the second would not
         user.does("sync", "--all", "tree", CHISEL_AGENT="off")
         user.chisel(*words, CHISEL_AGENT="off", MINE="m")
     without = user.chisel(*words, CHISEL_AGENT="off", MINE="m")

@@ -17,7 +17,7 @@ from chisel.ssh.connector import Connection, Connector, open_connector
 from chisel.ssh.keys import generate_keypair
 from chisel.sync.index import Index
 from chisel.sync.job import Job, Options
-from chisel.sync.pull import pull
+from chisel.sync.pull import PullOptions, pull
 from chisel.sync.push import push
 from chisel.sync.scan import scan_tree
 from chisel.sync.there import Known
@@ -54,8 +54,8 @@ class Bench:
         """Open another connection in place of one that was cut."""
         self.connection = await self.connector.connect(self.connection.host)
 
-    async def pull(self, *patterns: str, to: Path) -> PullResult:
-        return await pull(self.connection, REMOTE, patterns, to, sink=NullSink())
+    async def pull(self, *patterns: str, to: Path, options: PullOptions | None = None) -> PullResult:
+        return await pull(self.connection, REMOTE, patterns, to, sink=NullSink(), options=options)
 
 
 @pytest.fixture

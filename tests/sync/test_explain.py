@@ -60,6 +60,7 @@ def line(one: Explained) -> str:
         ("README.md", False, "chiselignore", ".chiselignore:1: *.md"),
         ("x.log", False, "git", ".git/info/exclude:1: *.log"),
         (".git/config", False, "built-in", "`.git` is never sent"),
+        ("sub/.chisel-pull/part-1", False, "built-in", "a pull has it under way"),
         ("fifo", False, "special", "it is a FIFO"),
         ("link", True, "default", "no rule ignores it"),
         ("link/a", False, "link", "it is behind the symbolic link `link`"),

@@ -22,11 +22,11 @@ from chisel.node import locks
 from chisel.node.frames import Kind
 from chisel.sync.index import Index
 from chisel.sync.job import Job, Options
-from chisel.sync.limiter import Limiter
-from chisel.sync.pulled import remember_pulled
+from chisel.sync.pull import PullOptions
 from chisel.sync.push import push
 from chisel.sync.scan import scan_tree
 from chisel.sync.there import Known
+from chisel.sync.throttle import Throttle
 from tests.support import until
 from tests.sync.conftest import REMOTE, Bench
 from tests.sync.test_push import same, snapshot, staged, write
@@ -308,10 +308,11 @@ async def test_what_was_pulled_belongs_to_the_droplet_until_it_is_edited(bench: 
     write(bench.local / "a.c", "a")
     await bench.push()
     write(bench.remote / "results.csv", "1,2\n")
-    write(bench.local / "results.csv", "1,2\n")
-    write(bench.local / "out" / "more.csv", "3,4\n")
-    paths = [bench.local / "results.csv", bench.local / "out" / "more.csv", Path("/elsewhere")]
-    await to_thread.run_sync(remember_pulled, bench.index, bench.local, paths)
+    write(bench.remote / "out" / "more.csv", "3,4\n")
+    options = PullOptions(notes=bench.index.parent)
+    pulled = await bench.pull("results.csv", "out", "a.c", to=bench.local, options=options)
+    assert (pulled.files, pulled.unchanged) == (2, 1)
+    (bench.remote / "out" / "more.csv").unlink()
     write(bench.remote / "results.csv", "1,2\n5,6\n")
     result = await bench.push()
     assert result.repaired == ()
@@ -324,6 +325,9 @@ async def test_what_was_pulled_belongs_to_the_droplet_until_it_is_edited(bench: 
     write(bench.local / "out" / "more.csv", "edited here")
     await bench.push()
     assert (bench.remote / "out" / "more.csv").read_text() == "edited here"
+    (bench.local / "a.c").unlink()
+    await bench.push()
+    assert not (bench.remote / "a.c").exists(), "a pull found it here: it stays ours"
 
 
 async def test_read_only_directories_and_files_follow(bench: Bench) -> None:
@@ -477,7 +481,7 @@ async def test_an_announced_sync_is_the_same(bench: Bench) -> None:
 async def test_a_limit_is_held(bench: Bench) -> None:
     write(bench.local / "random", random.Random(1).randbytes(600_000))
     began_at = anyio.current_time()
-    await bench.push(limiter=Limiter(400_000))
+    await bench.push(throttle=Throttle(400_000))
     assert 1.0 < anyio.current_time() - began_at < 30
     same(bench)
 

@@ -1,10 +1,11 @@
 """Decide whether a path below a root is sent, and by which line of which file.
 
-From the strongest to the weakest: `.git` is never sent; `.chiselignore` files, the nearest one first, leave out and
-take in whatever git thinks; what git tracks is sent; git's own rules (`.gitignore` files from the nearest up to the
-work tree's top, `info/exclude`, `core.excludesFile`). A directory that is left out is not looked into, so nothing below
-it can be taken in again, with one exception: `!results/keep.csv` in a `.chiselignore` reaches into a directory that
-only git ignores. A repository inside has git rules of its own. Outside of any, the `.gitignore` files found hold.
+From the strongest to the weakest: `.git` and what a pull has under way are never sent; `.chiselignore` files, the
+nearest one first, leave out and take in whatever git thinks; what git tracks is sent; git's own rules (`.gitignore`
+files from the nearest up to the work tree's top, `info/exclude`, `core.excludesFile`). A directory that is left out is
+not looked into, so nothing below it can be taken in again, with one exception: `!results/keep.csv` in a `.chiselignore`
+reaches into a directory that only git ignores. A repository inside has git rules of its own. Outside of any, the
+`.gitignore` files found hold.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from chisel.sync.ignore.repository import (
     repository_around,
     repository_at,
 )
+from chisel.sync.wanted import STAGE_PREFIX
 
 GIT_IGNORE = ".gitignore"
 CHISEL_IGNORE = ".chiselignore"
@@ -362,6 +364,8 @@ class Place:
         if self._listed_files is not None and not is_directory and self._prefix + name in self._listed_files:
             return _DEFAULT
         if name == GIT or (name.lower() == GIT and self.scope.folds_case):
+            return _BUILT_IN
+        if name.startswith(STAGE_PREFIX):
             return _BUILT_IN
         if self._chisel_files:
             found = _match(self._chisel_files, self._chisel_path(name), is_directory=is_directory, by="chiselignore")
