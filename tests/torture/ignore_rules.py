@@ -288,4 +288,5 @@ if __name__ == "__main__":
     scratch = Path(tempfile.mkdtemp(prefix="chisel-ignore-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     print(f"{how_many} cases from seed {first}")
     run(how_many, first, scratch)
+    print("all sent as git lists them")
     scratch.rmdir()
