@@ -38,9 +38,9 @@ def _run_here(words: list[str], remains: wire.Remains | None) -> int:
     from chisel.cli.ahead import open_sockets
 
     sockets = open_sockets(words, os.environ)
-    from chisel.cli.app import run_command
+    from chisel.cli.app import run_and_tell
 
-    status, has_connected = run_command(words, sockets, remains)
+    status, has_connected = run_and_tell(words, sockets, remains)
     if has_connected:
         from chisel.agent.start import start
 

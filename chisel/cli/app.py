@@ -89,7 +89,12 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.ensure_object(Session).debug = debug or ctx.obj.debug
 
 
-def run_command(
+def run_command(arguments: Sequence[str], sockets: Sockets | None = None) -> int:
+    """Run one command line and return the exit status: see `run_and_tell`."""
+    return run_and_tell(arguments, sockets)[0]
+
+
+def run_and_tell(
     arguments: Sequence[str], sockets: Sockets | None = None, remains: Remains | None = None
 ) -> tuple[int, bool]:
     """Run one command line; return the exit status, and whether it needed connections that an agent could keep.
