@@ -187,6 +187,17 @@ class CutAfter:
             yield channel
 
 
+class Elsewhere:
+    """A connection to the same droplet that puts everything somewhere else: it stands for a second one."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.host: Host = connection.host
+
+    def node(self, role: str, request: dict[str, Any]) -> Any:
+        return self._connection.node(role, {**request, "to": "~/elsewhere"})
+
+
 async def test_a_cut_at_any_byte_costs_one_block(bench: Bench, push: Pusher, weights: Path) -> None:
     chance = random.Random(2)
     content, block = weights.read_bytes(), contents.block_size(weights.stat().st_size)
@@ -252,9 +263,10 @@ async def test_a_file_that_changes_meanwhile_never_arrives_torn(
 
 async def test_a_failing_droplet_does_not_keep_the_others(bench: Bench, push: Pusher, weights: Path) -> None:
     bad = CutAfter(bench.connection, 3 * MB)
-    first, second = await push(weights, connections=[bad, bench.connection])
-    assert first.error is not None or second.error is not None
-    assert (data_of(bench) / "weights.bin").read_bytes() == weights.read_bytes()
+    first, second = await push(weights, connections=[bad, Elsewhere(bench.connection)])
+    assert (first.error, second.error) == ("the link is cut", None)
+    assert (bench.home / "elsewhere" / "weights.bin").read_bytes() == weights.read_bytes()
+    assert not (data_of(bench) / "weights.bin").exists()
 
 
 async def test_no_room_is_said_before_anything_is_sent(bench: Bench, push: Pusher, tmp_path: Path) -> None:
