@@ -56,20 +56,23 @@ class Reserve:
         self._pace = pace
         self._wanted = wanted
         self._begin = begin
+        self._will_be_filled = False
         self._spares: dict[str, list[_Spare]] = {role: [] for role in wanted}
 
     @property
     def is_full(self) -> bool:
-        """Say whether all that is wanted is there or on its way."""
-        return all(len(spares) >= self._wanted[role] for role, spares in self._spares.items())
+        """Say whether all that is wanted is there, on its way, or will be when it is time."""
+        return self._will_be_filled or all(len(spares) >= self._wanted[role] for role, spares in self._spares.items())
 
     def fill_soon(self) -> None:
         """Have what was taken replaced, once the command that took it has begun: it comes first."""
         if self._tasks is not None and not self.is_full:
+            self._will_be_filled = True
             self._tasks.start_soon(self._fill_later)
 
     async def _fill_later(self) -> None:
         await self._pace.wait()
+        self._will_be_filled = False
         self.fill()
 
     def fill(self) -> None:
