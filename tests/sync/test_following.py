@@ -33,7 +33,8 @@ class Real:
         self._process: Process | None = None
 
     async def wait(self) -> None:
-        process = await anyio.open_process(self._words, start_new_session=True, stdout=None, stderr=None)
+        with anyio.CancelScope(shield=True):  # a start that is cut in the middle leaves a process to nobody
+            process = await anyio.open_process(self._words, start_new_session=True, stdout=None, stderr=None)
         self._process = process
         try:
             await process.wait()
