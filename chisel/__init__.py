@@ -5,10 +5,10 @@ Names resolve on first use, so that `import chisel` loads neither asyncssh nor p
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # type checkers take it for true; to import `typing` takes as long as half a Python start
 if TYPE_CHECKING:
+    from typing import Any
+
     from chisel.client import Client, Pool, open
     from chisel.errors import (
         ChiselError,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from chisel.figures import ProfileReport
-    from chisel.model import PullResult, RunResult, SyncResult
+    from chisel.model import PullResult, PushResult, RunResult, SyncResult
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,7 @@ __all__ = [
     "Pool",
     "ProfileReport",
     "PullResult",
+    "PushResult",
     "RunResult",
     "StateError",
     "SyncResult",
@@ -55,6 +56,7 @@ _HOMES = {
     "UsageError": "errors",
     "ProfileReport": "figures",
     "PullResult": "model",
+    "PushResult": "model",
     "RunResult": "model",
     "SyncResult": "model",
 }
@@ -63,5 +65,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import the module a public name lives in, the first time the name is used."""
     if name in _HOMES:
+        from importlib import import_module
+
         return getattr(import_module(f"chisel.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'chisel' has no attribute {name!r}")

@@ -28,6 +28,7 @@ DEFAULT_POOL = "chisel-dev"
 DEFAULT_SIZES = ("gpu-mi300x1-192gb",)
 DEFAULT_IMAGE = "gpu-amd-base"
 DEFAULT_WARN_AFTER = timedelta(hours=4)
+DEFAULT_AGENT_IDLE = timedelta(minutes=30)
 TOKEN_VARIABLE = "CHISEL_DO_TOKEN"
 SELF_DESTRUCT_VARIABLE = "CHISEL_SELF_DESTRUCT_TOKEN"
 API_URL_VARIABLE = "CHISEL_DO_API_URL"
@@ -46,7 +47,7 @@ class Config:
 
     `token_source` says where the token came from; both are None when there is none for `api_url`. What droplets get to
     destroy themselves is `self_destruct_token`, which can only delete. Of droplets that have been up for `warn_after`
-    every command warns (zero: none does).
+    every command warns (zero: none does). The background agent ends itself after `agent_idle` without a command.
     """
 
     token: Secret | None
@@ -58,6 +59,7 @@ class Config:
     image: str = DEFAULT_IMAGE
     self_destruct_token: Secret | None = None
     warn_after: timedelta = DEFAULT_WARN_AFTER
+    agent_idle: timedelta = DEFAULT_AGENT_IDLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ def load_config(paths: Paths, environ: Mapping[str, str], *, api_url: str | None
         image=_text(values, "image", source.file) or DEFAULT_IMAGE,
         self_destruct_token=second,
         warn_after=_hours(values, "warn_after_hours", source.file),
+        agent_idle=_minutes(values, "agent_idle_minutes", source.file),
     )
 
 
@@ -330,6 +333,15 @@ def _hours(values: Mapping[str, Any], key: str, file: Path) -> timedelta:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e5:
         raise ConfigError(f"`{key}` in `{file}` must be a number of hours")
     return timedelta(hours=value)
+
+
+def _minutes(values: Mapping[str, Any], key: str, file: Path) -> timedelta:
+    value = values.get(key)
+    if value is None:
+        return DEFAULT_AGENT_IDLE
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise ConfigError(f"`{key}` in `{file}` must be a number of minutes")
+    return timedelta(minutes=value)
 
 
 def _sizes(values: Mapping[str, Any], file: Path) -> tuple[str, ...]:

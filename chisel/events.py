@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from chisel.figures import Comparison, ProfileResult, Ranking, Spread
 from chisel.model import (
     Bill,
     PoolStatus,
     PullResult,
+    PushResult,
     RunId,
     RunResult,
     SweepItem,
@@ -66,7 +67,10 @@ class DropletStage(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Event):
-    """How far a task of known or unknown length is; the last one of a task has `is_done`."""
+    """How far a task of known or unknown length is; the last one of a task has `is_done`.
+
+    A task of many files counts those as well: `done_files` of `total_files`.
+    """
 
     kind: ClassVar[str] = "progress"
 
@@ -75,6 +79,8 @@ class Progress(Event):
     total: int | None = None
     unit: Literal["bytes", "files", "steps"] = "bytes"
     is_done: bool = False
+    done_files: int | None = None
+    total_files: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +97,14 @@ class Retry(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A command runs on a droplet, in `cwd` there."""
+    """A command runs on a droplet, in `cwd` there, on the tree that `tree_hash` names (empty: nothing was synced)."""
 
     kind: ClassVar[str] = "run_started"
 
     run_id: RunId
     line: str
     cwd: str
+    tree_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +161,21 @@ class LinkResumed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PathExplained(Event):
+    """Whether a path is sent and why: the line of the ignore file that decided, where one did, and words."""
+
+    kind: ClassVar[str] = "path_explained"
+
+    path: str
+    is_sent: bool
+    because: str
+    source: str | None = None
+    line: int | None = None
+    pattern: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SyncEnded(Event):
     """A working copy equals the local tree again, or says in `result.error` why not."""
 
@@ -169,6 +191,15 @@ class PullEnded(Event):
     kind: ClassVar[str] = "pull_ended"
 
     result: PullResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushEnded(Event):
+    """Data is on a droplet, or `result.error` says why not."""
+
+    kind: ClassVar[str] = "push_ended"
+
+    result: PushResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +296,17 @@ class Sink(Protocol):
 
     async def drain(self) -> None:
         """Wait until the reader keeps up again; call it after emitting output."""
+
+
+@runtime_checkable
+class PlaceKeeper(Protocol):
+    """A sink that tells somebody else how far a command's output has come, so that they can go on without this one."""
+
+    def keep(self, host: str, place: dict[str, Any]) -> None:
+        """Take, right behind the event that led there, the place in a host's output that is reached (JSON values)."""
+
+    def kept(self, host: str) -> int:
+        """Return how many bytes of a host's output, of both streams, need not be kept anywhere else."""
 
 
 class NullSink:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -183,7 +184,10 @@ class RunResult:
 class SyncResult:
     """What one sync changed on one droplet; `sent_bytes` is what crossed the network, compressed, for the content.
 
-    `setup_error` is the part of `error` that the project's setup script is to blame for: the tree itself is there.
+    `moved_files` are there under another name now, `repaired` had been changed on the droplet, `kept` too but were to
+    stay so. With `is_dry` nothing was done, and `reasons` say by path what would be. `burst_ms` is how long the working
+    copy was neither the old nor the new. `setup_error` is the part of `error` that the project's setup script is to
+    blame for: the tree itself is there.
     """
 
     host: str
@@ -198,16 +202,49 @@ class SyncResult:
     tree_hash: str = ""
     error: str | None = None
     setup_error: str | None = None
+    moved_files: int = 0
+    kept: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict, repr=False)
+    is_dry: bool = False
+    burst_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
-    """What one pull brought from one droplet: `files` written below `target`; `skipped` texts carry their reason."""
+    """What one pull brought from one droplet: `files` written below `target`; `skipped` texts carry their reason.
+
+    `unchanged` files were here already, `wire_bytes` crossed the network. With `is_dry` nothing was written, and
+    `would` names what would be, with its size in bytes.
+    """
 
     host: str
     target: Path
     files: int = 0
     bytes: int = 0
+    seconds: float = 0.0
+    skipped: tuple[str, ...] = ()
+    error: str | None = None
+    unchanged: int = 0
+    wire_bytes: int = 0
+    would: tuple[tuple[str, int], ...] = ()
+    is_dry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What one push put on one droplet: `files` written below `target` there, `unchanged` that it had already.
+
+    `bytes` is what the written files hold, `sent_bytes` what crossed the network of it; `skipped` texts carry their
+    reason.
+    """
+
+    host: str
+    target: str
+    files: int = 0
+    bytes: int = 0
+    sent_bytes: int = 0
+    unchanged: int = 0
     seconds: float = 0.0
     skipped: tuple[str, ...] = ()
     error: str | None = None

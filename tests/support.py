@@ -53,6 +53,7 @@ class User:
             "XDG_CONFIG_HOME": str(self.home / ".config"),
             "XDG_CACHE_HOME": str(self.home / ".cache"),
             "TERM": "xterm",
+            "CHISEL_AGENT": "off",
         }
         return {**kept, **mine, **self.cloud, **changed}
 

@@ -38,10 +38,14 @@ HOMES = {
     "rich": {"render"},
     "asyncclick": {"cli"},
     "orjson": {"state", "render.jsonl", "profile"},
-    "pathspec": {"sync"},
     "backports": {"sync.codec"},
+    "inotify_simple": {"sync.inotify"},
+    "watchfiles": {"sync.polled"},
 }
-NODE_ABOVE = {"frames", "registry", "tree", "chrometrace", "formats", "names", "ranking", "spans", "table", "tally"}
+NODE_ABOVE = {
+    "frames", "registry", "tree", "kept", "contents", "offer", "chrometrace", "formats", "names", "ranking", "spans",
+    "table", "tally",
+}  # fmt: skip
 
 
 def modules() -> list[tuple[str, ast.Module]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import sys
 
 import asyncclick as click
@@ -72,7 +71,7 @@ def _second_from_terminal(session: Session, *, is_known: bool) -> str | None:
 
 def _from_elsewhere(session: Session) -> str | None:
     """Read the token from a prompt without echo, or from standard input; None leaves it to CHISEL_DO_TOKEN."""
-    if os.environ.get("CHISEL_DO_TOKEN"):
+    if session.around.environ.get("CHISEL_DO_TOKEN"):
         return None
     if session.may_ask:
         print(f"Make a token with these scopes: {SCOPES}\nat {TOKEN_LINK}", file=sys.stderr)  # noqa: T201

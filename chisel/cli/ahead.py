@@ -14,7 +14,7 @@ from typing import Any
 
 from chisel.ssh.sockets import Sockets, open_socket
 
-_COMMANDS = frozenset({"run", "sync", "profile", "pull", "logs", "attach", "kill"})
+_COMMANDS = frozenset({"run", "sync", "profile", "pull", "push", "logs", "attach", "kill"})
 _MOST = 64
 _LONGEST_STATE = 1 << 20
 

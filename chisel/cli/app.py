@@ -7,8 +7,8 @@ report it; its traceback shows only under `--debug`.
 from __future__ import annotations
 
 import os
+import posix
 import signal
-import sys
 import traceback
 from collections.abc import Sequence
 from functools import partial
@@ -20,9 +20,11 @@ import asyncclick as click
 
 import chisel
 from chisel.cli.session import Session, wants_json
+from chisel.cli.takeup import take_up
 from chisel.errors import ChiselError, leaves
 
 if TYPE_CHECKING:
+    from chisel.agent.wire import Remains
     from chisel.ssh.sockets import Sockets
 
 INTERRUPTED = 128
@@ -36,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Run a command there, with live output and its own exit status."),
     "profile": ("profile", "Run a command under the profiler, rank the hottest kernels."),
     "pull": ("loop", "Bring artifacts back."),
+    "push": ("push", "Put data sets and weights there, outside the working copy."),
     "logs": ("run", "Show what a run has written, and with -f what it writes."),
     "attach": ("run", "Follow a run as if it had been started here."),
     "kill": ("run", "End a run, or send it a signal."),
@@ -47,6 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recover": ("droplets", "Rebuild a lost state from the droplets' tags."),
     "demo": ("sandbox", "Show the whole loop on an embedded cloud: no account, no cost."),
     "sandbox": ("sandbox", "Start, show or stop the embedded cloud in the background."),
+    "agent": ("agent", "Show or stop the background process that keeps connections warm."),
     "completion": ("account", "Print the shell code that completes chisel's commands."),
 }
 
@@ -86,8 +90,24 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 def run_command(arguments: Sequence[str], sockets: Sockets | None = None) -> int:
-    """Run one command line and return the exit status; `sockets` are on their way to droplets (see `ahead`)."""
+    """Run one command line and return the exit status: see `run_and_tell`."""
+    return run_and_tell(arguments, sockets)[0]
+
+
+def run_and_tell(
+    arguments: Sequence[str], sockets: Sockets | None = None, remains: Remains | None = None
+) -> tuple[int, bool]:
+    """Run one command line; return the exit status, and whether it needed connections that an agent could keep.
+
+    `sockets` are on their way to droplets (see `ahead`), `remains` is what an agent that died has left of it.
+    """
     session = Session(debug="--debug" in arguments[:1])
+    if remains is not None:
+        take_up(session, remains)
+    return _run_here(session, arguments, sockets), session.has_connected
+
+
+def _run_here(session: Session, arguments: Sequence[str], sockets: Sockets | None) -> int:
     if any(name.endswith("_COMPLETE") for name in os.environ if name.startswith("_CHISEL")):
         return _complete(session)
     try:
@@ -96,20 +116,31 @@ def run_command(arguments: Sequence[str], sockets: Sockets | None = None) -> int
         found = list(leaves(error))
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
             return INTERRUPTED + signal.SIGINT
-        return _report(found, session, arguments)
+        return report(found, session, arguments)
     if session.replacement is not None and not status:
         os.execv(session.replacement[0], session.replacement[1])
+    if session.serves_with is not None:
+        from chisel.agent.agent import run
+        from chisel.cli.served import handle
+
+        run(handle, session.serves_with, posix.environ)
     return status
 
 
 async def _under_signals(session: Session, arguments: list[str], sockets: Sockets) -> int:
-    """Run the command; a signal goes to the command under way if it takes it, else it cancels everything.
+    """Run the command under this process's signals.
 
     What the parent ignores stays ignored: `nohup chisel run ...` outlives its terminal.
     """
     heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    with anyio.open_signal_receiver(*heeded) as arriving:
+        return await run_under(arriving, session, arguments, sockets)
+
+
+async def run_under(arriving: Any, session: Session, arguments: list[str], sockets: Sockets) -> int:
+    """Run the command; a signal goes to the command under way if it takes it, else it cancels everything."""
     async with anyio.create_task_group() as tasks:
-        with anyio.CancelScope() as scope, anyio.open_signal_receiver(*heeded) as arriving:
+        with anyio.CancelScope() as scope:
             caught: list[int] = []
             tasks.start_soon(_watch_signals, arriving, session, scope, caught)
             if sockets:
@@ -148,22 +179,24 @@ def _complete(session: Session) -> int:
     return anyio.run(complete)
 
 
-def _report(found: list[BaseException], session: Session, arguments: Sequence[str]) -> int:
+def report(found: list[BaseException], session: Session, arguments: Sequence[str]) -> int:
     """Say what went wrong, the most telling error of a group only, and return its status."""
     error = min(found, key=_rank)
     if isinstance(error, click.exceptions.Exit):
         return int(error.exit_code)
     if isinstance(error, click.exceptions.Abort):
         return INTERRUPTED + signal.SIGINT
+    if isinstance(error, BrokenPipeError):
+        return INTERRUPTED + signal.SIGPIPE  # nobody reads any more, this neither
     message, hint, status = _words(error)
     if session.debug:
-        traceback.print_exception(error)
+        session.around.say(2, "".join(traceback.format_exception(error)).encode("utf-8", "replace"))
     if session.json or wants_json(arguments, takes_value):
-        _report_json(error, message, hint, status)
+        session.around.say(1, _json_report(error, message, hint, status))
     else:
         for line in (f"error: {message}", f"hint: {hint}" if hint else ""):
             if line:
-                click.echo(session.harmless(line), err=True)
+                session.around.say(2, session.harmless(line).encode("utf-8", "replace") + b"\n")
     return status
 
 
@@ -174,11 +207,11 @@ def takes_value(name: str) -> dict[str, int]:
     return {text: one.nargs for one in options if not one.is_flag and not one.count for text in one.opts}
 
 
-def _report_json(error: BaseException, message: str, hint: str | None, status: int) -> None:
+def _json_report(error: BaseException, message: str, hint: str | None, status: int) -> bytes:
     from chisel.render.jsonl import line
 
     facts = {"error": type(error).__name__, "message": message, "hint": hint, "status": status}
-    sys.stdout.buffer.write(line("error", **facts) + line("ended", status=status, source="chisel"))
+    return line("error", **facts) + line("ended", status=status, source="chisel")
 
 
 def _rank(error: BaseException) -> int:
@@ -195,7 +228,5 @@ def _words(error: BaseException) -> tuple[str, str | None, int]:
         return error.format_message(), f"{path} --help", 2
     if isinstance(error, click.ClickException):
         return error.format_message(), None, error.exit_code
-    if isinstance(error, BrokenPipeError):
-        return "whoever read the output went away", None, 1
     said = f"a bug in chisel {chisel.__version__}: {type(error).__name__}: {error}"
     return said, "chisel --debug ... shows where; please report it with that text", 1

@@ -17,6 +17,7 @@ from chisel.cli.session import Session
 Command = Callable[..., Awaitable[None]]
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?")
 _UNIT_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 # The command's own words end chisel's options: in `chisel run --all make -j8` the -j8 is make's.
 WORDS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
@@ -37,7 +38,8 @@ def output_options(command: Command) -> Command:
     """Give a command its session as first argument, with `--json`, `--quiet` and `--debug` applied to it."""
 
     @functools.wraps(command)
-    async def with_session(*, json_lines: bool, quiet: bool, debug: bool, **options: Any) -> None:
+    async def with_session(*, json_lines: bool, quiet: bool, debug: bool, no_agent: bool, **options: Any) -> None:
+        del no_agent  # whoever starts this process looks at it
         session = click.get_current_context().ensure_object(Session)
         session.json, session.quiet, session.debug = json_lines, quiet, session.debug or debug
         await command(session, **options)
@@ -45,7 +47,8 @@ def output_options(command: Command) -> Command:
     json_lines = click.option("--json", "json_lines", is_flag=True, help="Write versioned JSON lines to stdout.")
     quiet = click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
     debug = click.option("--debug", is_flag=True, hidden=True)
-    dressed: Command = json_lines(quiet(debug(with_session)))
+    agent = click.option("--no-agent", is_flag=True, help="Do it without the background agent (see chisel agent).")
+    dressed: Command = json_lines(quiet(agent(debug(with_session))))
     return dressed
 
 
@@ -80,6 +83,50 @@ class Duration(click.ParamType[timedelta]):
         return timedelta(seconds=float(found[1]) * _UNIT_S[found[2]])
 
 
+class Size(click.ParamType[int]):
+    """An amount of bytes as people write it: 500k, 20M, 1.5G, 2T (powers of ten), 1Mi (of two), a bare number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the amount in bytes, at least one."""
+        if isinstance(value, int):
+            return value
+        count = _bytes(str(value))
+        if count < 1:
+            self.fail(f"`{value}` is not an amount like 500k, 20M or 1.5G", param, ctx)
+        return count
+
+
+class Rate(click.ParamType[float]):
+    """Bytes a second, as people write them: 500k, 2M, 1.5MB/s, 1Mi."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return bytes a second, at least one."""
+        if isinstance(value, float):
+            return value
+        count = _bytes(str(value).strip().removesuffix("/s"))
+        if count < 1:
+            self.fail(f"`{value}` is not a rate like 500k or 2M (bytes a second)", param, ctx)
+        return float(count)
+
+
+def _bytes(text: str) -> int:
+    """Return the bytes that an amount comes to, 0 for what is none."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        return 0
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2].lower() or " "))
+
+
+def bandwidth_option(command: Command) -> Command:
+    """Add `--bwlimit`."""
+    said = "Move at most so many bytes a second, all droplets together: 500k, 2M."
+    return click.option("--bwlimit", "bytes_per_s", type=Rate(), metavar="RATE", help=said)(command)
+
+
 class Dollars(click.ParamType[Decimal]):
     """An amount of dollars, to the cent."""
 
@@ -107,10 +154,10 @@ def environment(pairs: tuple[str, ...], environ: Any) -> dict[str, str]:
     return found
 
 
-def env_file(path: Path) -> dict[str, str]:
+def env_file(path: Path, cwd: Path) -> dict[str, str]:
     """Read `K=V` lines: comments and empty lines are skipped, quotes around a value fall away, nothing is expanded."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = (cwd / path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise click.BadParameter(f"`{path}` cannot be read: {error}", param_hint="--env-file") from error
     found: dict[str, str] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import webbrowser
@@ -126,7 +125,7 @@ async def profile(
                 if session.status:
                     return
             async with interruptible(session, client) as control:
-                asked = _asked(command, pairs, options)
+                asked = _asked(session, command, pairs, options)
                 report = await target.profile(control=control, converts=opens, **asked)
         _take_status(session, report)
         session.outcome.update(_outcome(report))
@@ -150,12 +149,12 @@ def _common(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in names}
 
 
-def _asked(command: Sequence[str], pairs: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
+def _asked(session: Session, command: Sequence[str], pairs: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
     """Return what `Pool.profile` is to be told of the command line."""
     env: dict[str, str] = {}
     for file in options["env_files"]:
-        env.update(env_file(file))
-    env.update(environment(pairs, os.environ))
+        env.update(env_file(file, session.around.cwd))
+    env.update(environment(pairs, session.around.environ))
     try:
         profiler_args = shlex.split(options["profiler_args"] or "")
     except ValueError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,7 +23,7 @@ from chisel.cli.options import (
     with_options,
 )
 from chisel.cli.session import Session, choose
-from chisel.cli.target import LOST, bring_up_option, env_option, status_of_sync, target_of
+from chisel.cli.target import LOST, bring_up_option, env_option, target_of
 
 if TYPE_CHECKING:
     from chisel.client import Client, Pool
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 _FLAG: dict[str, Any] = {"is_flag": True}
 _RUN_OPTIONS: tuple[Callable[[Command], Command], ...] = (
-    click.option("-s", "--sync", "sync_first", **_FLAG, help="Sync first."),
+    click.option("-s", "--sync", "sync_first", **_FLAG, help="Sync first, in the same message."),
     click.option("--pull", "pulls", multiple=True, metavar="PATH", help="Bring PATH back afterwards (again: more)."),
     click.option(
         "--env-file", "env_files", multiple=True, type=click.Path(path_type=Path), help="Set what FILE's K=V lines say."
@@ -92,6 +91,8 @@ def _show_options(command: Command) -> Command:
     ) -> None:
         if group + fold + diff + raw > 1:
             raise click.UsageError("--group, --fold, --diff and --raw exclude each other")
+        if group or fold or diff or out_dir is not None:
+            session.around.decline()  # what it would hold could not be told to the caller's process
         mode = "group" if group else "fold" if fold else "diff" if diff else "live"
         session.look.update(prefix=prefix, mode=mode, is_raw=raw, out_dir=out_dir)
         await command(session, **rest)
@@ -117,26 +118,25 @@ async def run(
     Several words mean exactly those words; one single word is a shell line: chisel run 'make && ./bench.sh'.
     Options of chisel end where COMMAND begins. Ctrl-C interrupts the command there, a second one kills it.
     """
-    asked = _asked(pairs, options)
+    asked = _asked(session, pairs, options)
     if detach and (tty or stdin == "broadcast" or pulls):
         raise click.UsageError("--detach goes with neither --tty nor --stdin nor --pull: nobody stays")
     if tty:
+        session.around.decline()
         _check_terminal(session)
     async with session.open() as client:
         target = await target_of(client, session, pool, everywhere, on, bring_up)
         if tty and len(target) > 1:
             raise click.UsageError("--tty is for one droplet")
-        if sync_first:
-            status_of_sync(session, await target.sync())
-            if session.status:
-                return
         results: list[RunResult] = []
         async with AsyncExitStack() as stack:
             if tty:
                 control, more = await stack.enter_async_context(_on_terminal(session))
             else:
                 control = await stack.enter_async_context(interruptible(session, client))
-                more = {} if detach else _input(stdin, len(target))
+                more = {} if detach else _input(session, stdin, len(target))
+            more |= {"family": session.family, "resumed": session.remains}
+            more["sync"] = sync_first
             results = await target.run(list(command), capture=False, control=control, detaches=detach, **more, **asked)
         if not results:
             return  # left by ~.
@@ -147,12 +147,12 @@ async def run(
                 session.status, session.source = LOST, "chisel"
 
 
-def _asked(pairs: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
+def _asked(session: Session, pairs: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
     """Return what `Pool.run` is to be told of the command line."""
     env: dict[str, str] = {}
     for file in options["env_files"]:
-        env.update(env_file(file))
-    env.update(environment(pairs, os.environ))
+        env.update(env_file(file, session.around.cwd))
+    env.update(environment(pairs, session.around.environ))
     if options["fail_fast"] and options["max_fail"]:
         raise click.UsageError("--fail-fast is --max-fail 1: say one of them")
     if options["keep_going"] and (options["fail_fast"] or options["max_fail"]):
@@ -171,15 +171,14 @@ def _asked(pairs: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
 # -- standard input and terminal
 
 
-def _input(stdin: str, droplets: int) -> dict[str, Any]:
-    from chisel.cli.keyboard import may_read, read_stdin
-
+def _input(session: Session, stdin: str, droplets: int) -> dict[str, Any]:
     is_wanted = stdin == "broadcast" or (stdin == "auto" and droplets == 1)
-    return {"stdin": read_stdin} if is_wanted and may_read() else {}
+    around = session.around
+    return {"stdin": around.read, "on_taken": around.taken} if is_wanted and around.may_read else {}
 
 
 def _check_terminal(session: Session) -> None:
-    if session.json or not os.isatty(0):
+    if session.json or not session.around.terminals[0]:
         raise click.UsageError("--tty needs a terminal on standard input, and no --json")
     session.look.update(line_end="\r\n", is_raw=True)
 
@@ -194,7 +193,7 @@ async def _on_terminal(session: Session) -> AsyncIterator[tuple[Control, dict[st
 
     control, keyboard = Control(), Keyboard()
     rows, columns = size()
-    terminal = Terminal(rows, columns, os.environ.get("TERM", "xterm"))
+    terminal = Terminal(rows, columns, session.around.environ.get("TERM", "xterm"))
 
     async def leave(scope: anyio.CancelScope) -> None:
         await keyboard.left.wait()
@@ -228,6 +227,11 @@ async def interruptible(session: Session, client: Client) -> AsyncIterator[Contr
         return True
 
     session.hand_signals_to(take)
+    for number in session.remains.signals if session.remains is not None else ():
+        if number == signal.SIGINT:
+            take(number)
+        else:
+            signal.raise_signal(number)  # the agent had not come to it
     try:
         yield control
     finally:
@@ -252,6 +256,7 @@ async def _having(
     client: Client, session: Session, run_id: str | None, pool: str | None, on: str | None
 ) -> tuple[dict[str, RunId], Pool]:
     """Return a run and the droplets that know it: its id says where, `--all` is not needed."""
+    session.around.take_on()
     chosen = await client.pool(pool)
     if on is not None:
         chosen = await choose(client, session, pool=pool, everywhere=False, on=on)
@@ -281,7 +286,8 @@ async def logs(
     async with session.open() as client:
         found, target = await _having(client, session, run_id, pool, on)
         began = datetime.now(UTC) - since if since is not None else None
-        for host, result in (await target.logs(found, follow=follow, since=began)).items():
+        logged = await target.logs(found, follow=follow, since=began, resumed=session.remains)
+        for host, result in logged.items():
             said = "it runs" if result is None else f"it ended with status {result.status}"
             client.sink.emit(Notice(host=host, message=f"run {found[host]}: {said}"))
 
@@ -300,7 +306,8 @@ async def attach(session: Session, run_id: str | None, pool: str | None, everywh
     async with session.open() as client:
         found, target = await _having(client, session, run_id, pool, on)
         async with interruptible(session, client) as control:
-            take_status(session, await target.attach(found, capture=False, control=control))
+            results = await target.attach(found, capture=False, control=control, resumed=session.remains)
+            take_status(session, results)
 
 
 @click.command()
@@ -323,6 +330,8 @@ async def kill(
 
     del everywhere
     number = _signal(name) if name is not None else None
+    if number is not None:
+        session.around.decline()  # sent twice it is another thing
     async with session.open() as client:
         found, target = await _having(client, session, run_id, pool, on)
         for host, facts in (await target.kill(found, signal=number, grace=grace)).items():

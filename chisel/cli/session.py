@@ -7,50 +7,71 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from chisel.cli.around import Around, Process
+
 if TYPE_CHECKING:
     from chisel.client import Client, Pool
-    from chisel.model import StatusSource
+    from chisel.events import Stream
+    from chisel.model import RunId, StatusSource
+    from chisel.runner import Resumption
+    from chisel.ssh.connector import Connector
     from chisel.ssh.early import Departures
+    from chisel.state import StateStore
 
 _COMMANDS_WITH_WORDS = {"run", "profile"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 DEFAULT_WIDTH = 80
 
 
-def wants_json(arguments: Sequence[str], takes_value: Callable[[str], Mapping[str, int]]) -> bool:
-    """Say whether `--json` is among chisel's own options: what follows a remote command belongs to that command.
+def own_words(arguments: Sequence[str], takes_value: Callable[[str], Mapping[str, int]]) -> list[str]:
+    """Return the words that are chisel's own: what follows a remote command belongs to that command.
 
     `takes_value` names the options of a command that are followed by values, and by how many.
     """
     words = list(arguments)
     if not words or words[0] not in _COMMANDS_WITH_WORDS:
-        return "--json" in words[: words.index("--")] if "--" in words else "--json" in words
+        return words[: words.index("--")] if "--" in words else words
     valued = takes_value(words[0])
-    index = 1
+    index, found = 1, words[:1]
     while index < len(words) and words[index].startswith("-") and words[index] != "--":
-        if words[index] == "--json":
-            return True
+        found.append(words[index])
         index += 1 + valued.get(words[index], 0)
-    return False
+    return found
+
+
+def wants_json(arguments: Sequence[str], takes_value: Callable[[str], Mapping[str, int]]) -> bool:
+    """Say whether `--json` is among chisel's own options."""
+    return "--json" in own_words(arguments, takes_value)
 
 
 class Session:
     """One command's surroundings; `status` is what chisel leaves with, `source` whose status that is.
 
-    `replacement` is the program (path and arguments) that takes this process's place when the command is done. `look`
+    `replacement` is the program (path and arguments) that takes this process's place when the command is done,
+    `serves_with` the lock with which this process becomes the agent then. `look`
     holds what the command line says about how output looks (see `chisel.render.screen.Look`), `departures` the
-    connections that were begun before the command was. `outcome` is what the last line of `--json` holds besides. One
-    that `is_done` only shows what it found: a signal ends that, and changes no status.
+    connections that were begun before the command was, `connector` and `store` are kept by somebody else.
+    `outcome` is what the last line of `--json` holds besides. One that `is_done` only shows what it found: a signal
+    ends that, and changes no status.
+    `around` is the caller's process, `family` the id that its run is to have. `remains` and `tails` are what an agent
+    that died has left of this command: how far it came, and by droplet and stream what was held back of a line.
     """
 
-    def __init__(self, *, debug: bool = False) -> None:
+    def __init__(self, *, debug: bool = False, around: Around | None = None) -> None:
         self.debug = debug
+        self.around: Around = around or Process()
         self.departures: Departures | None = None
+        self.connector: Connector | None = None
+        self.store: StateStore | None = None
+        self.family: RunId | None = None
+        self.remains: Resumption | None = None
+        self.tails: dict[str, dict[Stream, bytes]] = {}
+        self.has_connected = False
+        self.serves_with: int | None = None
         self.json = False
         self.quiet = False
         self.look: dict[str, Any] = {}
@@ -73,23 +94,39 @@ class Session:
         """
         import chisel
 
-        async with self.output() as sink, chisel.open(sink=sink, departures=self.departures) as client:
+        around = self.around
+        async with (
+            self.output() as screen,
+            chisel.open(
+                sink=around.sink(screen),
+                environ=around.environ,
+                cwd=around.cwd,
+                departures=self.departures,
+                connector=self.connector,
+                store=self.store,
+            ) as client,
+        ):
             await client.begin(mends=mends, warns=cares)
             yield client
+            self.has_connected = client.has_connected
             if cares:
-                await client.end_what_is_over()
-            await client.refresh_ssh_config()
+                await client.end_what_is_over(only_warns=around.is_served)  # the agent does it of its own accord
+            if not around.is_served:
+                await client.refresh_ssh_config()
 
     @asynccontextmanager
     async def output(self) -> AsyncIterator[Any]:
         """Open the output alone: the sink that fits the terminal, the pipe or `--json`."""
         from chisel.render import open_sink
 
-        async with open_sink(json=self.json, look=self._look()) as screen:
+        async with open_sink(json=self.json, look=self._look(), writer=self.around.writer()) as screen:
             self._screen = screen
+            if self.remains is not None:
+                screen.take_up(self.tails, list(self.remains.ended.values()))
             try:
                 yield screen
             finally:
+                self.around.take_on()
                 self._screen = None
                 screen.finish()
             screen.end(self.status, self.source, self.outcome)
@@ -97,18 +134,25 @@ class Session:
     def _look(self) -> Any:
         from chisel.render.screen import Look
 
-        no_colour = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-        on_stdout, on_stderr = _is_terminal(1), _is_terminal(2)
+        around = self.around
+        no_colour = bool(around.environ.get("NO_COLOR")) or around.environ.get("TERM") == "dumb"
+        _, on_stdout, on_stderr = around.terminals
         return Look(
-            width=_width(),
+            width=self._width(),
             stdout_is_terminal=on_stdout,
             stderr_is_terminal=on_stderr,
             colour_stdout=on_stdout and not no_colour,
             colour_stderr=on_stderr and not no_colour,
             quiet=self.quiet,
-            cwd=Path.cwd(),
+            cwd=around.cwd,
             **self.look,
         )
+
+    def _width(self) -> int:
+        if self.around.columns > 0:
+            return self.around.columns
+        columns_set = self.around.environ.get("COLUMNS", "")
+        return int(columns_set) if columns_set.isdigit() and int(columns_set) > 0 else DEFAULT_WIDTH
 
     def expect(self, names: Sequence[str]) -> None:
         """Tell the screen whose output is to come."""
@@ -135,10 +179,12 @@ class Session:
     @property
     def may_ask(self) -> bool:
         """Say whether there is somebody to ask: a terminal on both sides and no machine reading."""
-        return not self.json and _is_terminal(0) and _is_terminal(2)
+        on_stdin, _, on_stderr = self.around.terminals
+        return not self.json and on_stdin and on_stderr
 
     async def ask(self, question: str) -> str:
         """Ask on the terminal and return the answer's line; end of input is an empty answer."""
+        self.around.decline()
         sys.stderr.write(self.harmless(question) + " ")
         sys.stderr.flush()
         answer = b""
@@ -159,25 +205,6 @@ class Session:
         return (await self.ask(f"{question} [y/N]")).lower() in {"y", "yes"}
 
 
-def _is_terminal(descriptor: int) -> bool:
-    try:
-        return os.isatty(descriptor)
-    except OSError:
-        return False
-
-
-def _width() -> int:
-    for descriptor in (2, 1, 0):
-        try:
-            columns = os.get_terminal_size(descriptor).columns
-        except OSError:
-            continue
-        if columns > 0:
-            return columns
-    columns_set = os.environ.get("COLUMNS", "")
-    return int(columns_set) if columns_set.isdigit() and int(columns_set) > 0 else DEFAULT_WIDTH
-
-
 async def choose(client: Client, session: Session, *, pool: str | None, everywhere: bool, on: str | None) -> Pool:
     """Return the droplets a command is meant for; a pool of several needs `--all` or `--on`."""
     from chisel.errors import UsageError
@@ -191,4 +218,5 @@ async def choose(client: Client, session: Session, *, pool: str | None, everywhe
             hint=f"names: {', '.join(chosen.names)}",
         )
     session.expect(chosen.names)
+    session.around.take_on()
     return chosen

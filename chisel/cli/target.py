@@ -29,6 +29,7 @@ async def target_of(
     try:
         return await choose(client, session, pool=pool, everywhere=everywhere, on=on)
     except ConfigError as error:
+        session.around.decline()  # bringing a pool up, or asking whether to, is not for the agent
         name = client.pool_name(pool)
         if not bring_up and not (session.may_ask and await session.confirms(await _offer(client, name))):
             raise ConfigError(error.message, hint=f"{error.hint}, or --up") from error

@@ -53,34 +53,49 @@ def _hours(age: timedelta) -> str:
     return f"{age.total_seconds() / 3600:.1f} h"
 
 
-async def end_what_is_over(client: Client) -> None:
+async def end_what_is_over(client: Client, *, asks_turn: bool = True) -> None:
     """Destroy recorded droplets whose time is over and where nothing runs; warn of those whose time is soon over.
 
-    Looks at most once in `EVERY_S`. A droplet that cannot be asked is left, with a warning: something may run there.
+    Looks at most once in `EVERY_S`, but where `asks_turn` is False.
+    A droplet that cannot be asked is left, with a warning: something may run there.
     Nothing here raises but cancellation; what fails is said, and tried by the next command.
     """
     records = [record for pool in (await client.recorded()).values() for record in pool]
     now = datetime.now(UTC)
-    _warn_of_ends(client, records, now)
-    due = [record for record in records if is_due(record, now)]
-    if not due or not await to_thread.run_sync(_is_turn, client.paths.cache_dir / "care"):
+    warn_of_ends(client, records)
+    if not any(is_due(record, now) for record in records):
         return
-    over: list[DropletRecord] = []
-
-    async def one(record: DropletRecord) -> None:
-        if await _is_over(client, record):
-            over.append(record)
-
+    if asks_turn and not await to_thread.run_sync(_is_turn, client.paths.cache_dir / "care"):
+        return
     with anyio.move_on_after(_DEADLINE_S):
-        async with anyio.create_task_group() as tasks:
-            for record in due:
-                tasks.start_soon(one, record)
+        over = await what_is_over(client)
         if over:
             try:
                 await (await client.lifecycle()).down(over)
             except* ChiselError as errors:
                 said = f"past its limit, and not destroyed: {next(leaves(errors))}"
                 client.sink.emit(Notice(level="warning", message=said))
+
+
+async def what_is_over(client: Client) -> list[DropletRecord]:
+    """Return recorded droplets whose time is over and where nothing runs: those that may be are asked."""
+    now, over = datetime.now(UTC), list[DropletRecord]()
+
+    async def one(record: DropletRecord) -> None:
+        if await _is_over(client, record):
+            over.append(record)
+
+    async with anyio.create_task_group() as tasks:
+        for records in (await client.recorded()).values():
+            for record in records:
+                if is_due(record, now):
+                    tasks.start_soon(one, record)
+    return over
+
+
+def needs_care(record: DropletRecord) -> bool:
+    """Say whether a droplet may have to be ended from here: it has a limit, and does not end itself."""
+    return (bool(record.idle_s) or record.until is not None) and not record.is_armed
 
 
 def is_due(record: DropletRecord, now: datetime) -> bool:
@@ -92,7 +107,9 @@ def is_due(record: DropletRecord, now: datetime) -> bool:
     return bool(record.idle_s) and not record.is_armed and record.is_ready and has_age and not is_kept
 
 
-def _warn_of_ends(client: Client, records: Sequence[DropletRecord], now: datetime) -> None:
+def warn_of_ends(client: Client, records: Sequence[DropletRecord]) -> None:
+    """Warn of droplets whose time is soon over."""
+    now = datetime.now(UTC)
     for record in records:
         if record.until is not None and now < record.until <= now + WARN_BEFORE:
             minutes = (record.until - now).total_seconds() / 60

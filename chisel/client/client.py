@@ -46,6 +46,7 @@ from chisel.paths import Paths, resolve_paths
 from chisel.state import CloudState, DropletRecord, ProjectState, State, StateStore
 
 if TYPE_CHECKING:
+    from chisel.client.syncing import Trees
     from chisel.cloud.base import Cloud
     from chisel.figures import ProfileReport
     from chisel.lifecycle import Lifecycle
@@ -74,21 +75,28 @@ async def open(
     home: Path | None = None,
     api_url: str | None = None,
     departures: Departures | None = None,
+    connector: Connector | None = None,
+    store: StateStore | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client from configuration and environment; both are read here and nowhere below.
 
     `environ` defaults to the process's own (`CHISEL_DO_TOKEN`, `CHISEL_DO_API_URL`, XDG variables), `cwd` to the
-    current directory. `departures` are connections that are on their way; the client uses and closes them. Raises
-    ConfigError for unusable files. Leaving closes every connection, in bounded time.
+    current directory. `departures` are connections that are on their way; the client uses and closes them. A
+    `connector` that is handed in is used and left open, so is a `store`. Raises ConfigError for unusable files. Leaving
+    closes every other connection, in bounded time.
     """
     environ = os.environ if environ is None else environ
-    paths = resolve_paths(environ, home or Path.home())
+    paths = resolve_paths(environ, home or Path(environ.get("HOME") or Path.home()))
     here = Path(cwd) if cwd is not None else Path.cwd()
-    config = await to_thread.run_sync(partial(load_config, paths, environ, api_url=api_url))
-    project = await to_thread.run_sync(find_project, here)
+
+    def read() -> tuple[Config, Project]:
+        return load_config(paths, environ, api_url=api_url), find_project(here)
+
+    config, project = await to_thread.run_sync(read)
     named = {name: environ[name] for name in project.settings.env if name in environ}
     async with AsyncExitStack() as stack:
-        yield Client(config, paths, Where(project, here, named), sink or NullSink(), stack, departures)
+        where, used = Where(project, here, named), store or StateStore(paths.state_file)
+        yield Client(config, paths, where, sink or NullSink(), stack, used, departures, connector)
 
 
 class Client:
@@ -101,20 +109,37 @@ class Client:
         where: Where,
         sink: Sink,
         stack: AsyncExitStack,
+        store: StateStore,
         departures: Departures | None = None,
+        connector: Connector | None = None,
     ) -> None:
         self.config = config
         self.paths = paths
         self.where = where
         self.sink = sink
-        self.store = StateStore(paths.state_file)
+        self.store = store
         self._stack = stack
         self._departures = departures
         self._opening = anyio.Lock()
         self._cloud: Cloud | None = None
-        self._connector: Connector | None = None
+        self._connector: Connector | None = connector
+        self._trees: Trees | None = None
+
+    @property
+    def has_connected(self) -> bool:
+        """Say whether droplets were connected to."""
+        return self._connector is not None
 
     # -- what is opened late
+
+    @property
+    def trees(self) -> Trees:
+        """Return what is kept of local trees, warm for as long as the client lives."""
+        if self._trees is None:
+            from chisel.client.syncing import Trees
+
+            self._trees = Trees(self.paths.index_dir)
+        return self._trees
 
     async def cloud(self) -> Cloud:
         """Return the connection to the cloud's API; raises ConfigError without a token."""
@@ -292,11 +317,17 @@ class Client:
         for record in await self.recover():
             self.sink.emit(Notice(host=record.name, message=f"recovered: droplet {record.id} of pool {record.pool}"))
 
-    async def end_what_is_over(self) -> None:
-        """Destroy droplets whose time is over and where nothing runs; nothing raises, what fails is said."""
-        from chisel.client.care import end_what_is_over
+    async def end_what_is_over(self, *, only_warns: bool = False) -> None:
+        """Destroy droplets whose time is over and where nothing runs; nothing raises, what fails is said.
 
-        await end_what_is_over(self)
+        With `only_warns` nothing is destroyed: those whose time is soon over are named.
+        """
+        from chisel.client.care import end_what_is_over, warn_of_ends
+
+        if only_warns:
+            warn_of_ends(self, [record for pool in (await self.recorded()).values() for record in pool])
+        else:
+            await end_what_is_over(self)
 
     async def refresh_ssh_config(self) -> None:
         """Bring the Host blocks that `chisel ssh --config` wrote up to date, where there are some; nothing raises."""
@@ -408,7 +439,7 @@ class Client:
         `wishes` are `top`, `kernel`, `skip_warmup`, `out`, `against`, `save_as` and `fail_if_slower` of `Pool.profile`,
         and `opens`, which writes a trace even without `out`. Raises UsageError for what is no profile.
         """
-        from chisel.client.pool import check_pattern
+        from chisel.client.lines import check_pattern
         from chisel.client.profiling import profile_files
 
         check_pattern(wishes.get("kernel"))
@@ -433,8 +464,11 @@ class Client:
         known = await self.project_state()
         if known is None or known.last_root is None:
             return "~"
-        remote = known.synced_roots[known.last_root]
-        here, root = self.where.cwd.resolve(), Path(known.last_root)
+        return self.remote_place(Path(known.last_root), known.synced_roots[known.last_root])
+
+    def remote_place(self, root: Path, remote: str) -> str:
+        """Return the directory of a working copy that matches the current one, its top where none does."""
+        here = self.where.cwd.resolve()
         if here == root or root not in here.parents:
             return remote
         return str(PurePosixPath(remote) / here.relative_to(root).as_posix())
@@ -451,8 +485,8 @@ class Client:
         around = [Path(root) for root in (known.synced_roots if known else {}) if Path(root) in (here, *here.parents)]
         return max(around, key=lambda root: len(root.parts)) if around else self.where.project.root.resolve()
 
-    async def remember_sync(self, root: Path, remote: str, tree_hash: str) -> None:
-        """Record that this tree was synced last, and its hash."""
+    async def remember_sync(self, root: Path, remote: str, tree_hash: str = "") -> None:
+        """Record that this tree was synced last, and the hash of it that the droplets have."""
         project = self.where.project
 
         def change(state: State) -> State:

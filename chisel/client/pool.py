@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from chisel.client.lines import check_pattern, shell_line
 from chisel.errors import ChiselError, UsageError
-from chisel.events import Notice, PullEnded, SyncEnded
 from chisel.figures import ProfileReport
 from chisel.model import (
     Bill,
     Host,
     PullResult,
+    PushResult,
     RunId,
     RunResult,
     Snapshot,
@@ -30,10 +29,10 @@ from chisel.runner import (
     Control,
     Limits,
     Order,
+    Resumption,
     Source,
     Terminal,
     belongs,
-    describe,
     end_run,
     run_pool,
     runs_of,
@@ -44,6 +43,8 @@ from chisel.state import DropletRecord
 
 if TYPE_CHECKING:
     from chisel.client.client import Client
+    from chisel.client.syncing import SyncOptions
+    from chisel.sync.wanted import Caps
 
 GRACE = timedelta(seconds=5)
 _LOOK_TIMEOUT_S = 8.0
@@ -94,41 +95,25 @@ class Pool:
 
         return [host_of(record) for record in self._records]
 
-    async def sync(self, path: Path | str | None = None) -> list[SyncResult]:
+    async def sync(
+        self,
+        path: Path | str | None = None,
+        *,
+        to: str | None = None,
+        options: SyncOptions | None = None,
+        bytes_per_s: float | None = None,
+    ) -> list[SyncResult]:
         """Make the working copies equal to the local tree, sending only what changed.
 
-        Scans and hashes once for all droplets. After the project's own root its `setup` script (chisel.toml) runs where
-        its text has not run yet. Raises UsageError when `path` is no directory, OSError-free: a tree that
-        cannot be read is a ChiselError. A droplet's failure is the `error` of its result.
+        Scans, hashes and compresses once for all droplets. `to` is a directory on the droplets (default: one of the
+        tree's own, below `~/chisel`), `bytes_per_s` bounds what all of them are sent together. After the project's own
+        root its `setup` script (chisel.toml) runs where its text has not run yet. Raises UsageError when `path` is no
+        directory, OSError-free: a tree that cannot be read is a ChiselError. A droplet's failure is the `error` of its
+        result.
         """
-        from chisel.client.setup import set_up
-        from chisel.sync.push import push, remote_root_for
-        from chisel.sync.scan import index_file_for, scan_tree
+        from chisel.client.syncing import sync
 
-        root = await self._client.root_to_sync(path)
-        tree = await scan_tree(root, index_file_for(self._client.paths.index_dir, root))
-        remote = remote_root_for(root)
-        owner = (await self._client.store.read()).owner
-        connector = await self._client.connector(self.hosts())
-        results: dict[str, SyncResult] = {}
-
-        async def one(host: Host) -> None:
-            try:
-                connection = await connector.connect(host)
-                result = await push(connection, tree, remote, owner=owner, sink=self._client.sink)
-            except ChiselError as error:
-                result = SyncResult(host=host.name, root=str(remote), error=describe(error))
-            results[host.name] = result
-            self._client.sink.emit(SyncEnded(host=host.name, result=result))
-
-        await self._on_hosts(one)
-        if any(result.error is None for result in results.values()):
-            await self._client.remember_sync(root, str(remote), tree.tree_hash)
-        synced = [host for host in self.hosts() if results[host.name].error is None]
-        for name, trouble in (await set_up(self._client, synced, root, remote)).items():
-            results[name] = replace(results[name], error=f"setup: {trouble}", setup_error=trouble)
-            self._client.sink.emit(Notice(host=name, level="error", message=f"setup: {trouble}"))
-        return [results[name] for name in self.names]
+        return await sync(self, self._client, path, to=to, options=options, bytes_per_s=bytes_per_s)
 
     async def run(
         self,
@@ -150,6 +135,10 @@ class Pool:
         venv: str | None = None,
         gpus: str | None = None,
         container: str | None = None,
+        on_taken: Callable[[int], None] | None = None,
+        family: RunId | None = None,
+        resumed: Resumption | None = None,
+        sync: SyncOptions | bool = False,
     ) -> list[RunResult]:
         """Run a command on every droplet at once and return one result each.
 
@@ -162,11 +151,15 @@ class Pool:
         A lost link is opened again for `patience` (zero: its loss is the end, status 255); meanwhile the command runs
         on, and its output goes on at the byte where it stopped. A command without a client for `orphan` (2 h) is ended.
         `user` runs it as somebody else, `venv` in a virtual environment, `gpus` with these devices only (`"0,3"`),
-        `container` inside an image. Cancelled, it ends the commands there before it leaves.
+        `container` inside an image. With `sync` the tree that `Pool.sync()` means goes ahead in the same message, and
+        the command runs in its working copy. `on_taken`, `family` and `resumed` let another process go on with it: see
+        `chisel.runner.run_pool`. Cancelled, it ends the commands there before it leaves.
         """
+        known = await self._client.project_state()
         order = Order(
             line=shell_line(command),
             cwd=self._where(cwd, await self._client.remote_cwd()),
+            tree_hash=known.tree_hash if known is not None else "",
             env=self._client.command_env(env),
             owner=(await self._client.store.read()).owner,
             capture=capture,
@@ -180,15 +173,23 @@ class Pool:
             gpus=gpus,
             container=container,
         )
-        return await run_pool(
-            await self._client.connector(self.hosts()),
-            self.hosts(),
-            order,
-            self._client.sink,
+        follow = partial(
+            run_pool,
+            hosts=self.hosts(),
+            sink=self._client.sink,
             control=control,
             limits=Limits(max_fail, retries),
             source=_source(stdin) if isinstance(stdin, bytes) else stdin,
+            on_taken=on_taken,
+            family=family,
+            resumed=resumed,
         )
+        if sync:
+            from chisel.client.syncing import run_synced
+
+            options = None if isinstance(sync, bool) else sync
+            return await run_synced(self, self._client, order, follow, options, lambda remote: self._where(cwd, remote))
+        return await follow(await self._client.connector(self.hosts()), order=order)
 
     @staticmethod
     def _where(cwd: str | None, remote: str) -> str:
@@ -205,6 +206,7 @@ class Pool:
         control: Control | None = None,
         stdin: Source | None = None,
         terminal: Terminal | None = None,
+        resumed: Resumption | None = None,
     ) -> list[RunResult]:
         """Become the client of a run (see `find`), in place of the one before, and follow it to its end.
 
@@ -220,10 +222,16 @@ class Pool:
             control=control,
             source=stdin,
             attached=ids,
+            resumed=resumed,
         )
 
     async def logs(
-        self, run: str | Mapping[str, RunId], *, follow: bool = False, since: datetime | None = None
+        self,
+        run: str | Mapping[str, RunId],
+        *,
+        follow: bool = False,
+        since: datetime | None = None,
+        resumed: Resumption | None = None,
     ) -> dict[str, RunResult | None]:
         """Emit what the droplets keep of a run's output, written at `since` or later; with `follow` until it ends.
 
@@ -234,8 +242,9 @@ class Pool:
         began = since.timestamp() if since is not None else 0.0
 
         async def one(host: Host) -> None:
+            kept = resumed.places.get(host.name) if resumed is not None else None
             found[host.name] = await show_logs(
-                connector, host, ids[host.name], self._client.sink, follow=follow, since=began
+                connector, host, ids[host.name], self._client.sink, follow=follow, since=began, kept=kept
             )
 
         await self._on_hosts(one, ids)
@@ -291,31 +300,52 @@ class Pool:
         wanted = set(names)
         return [host for host in self.hosts() if host.name in wanted]
 
-    async def pull(self, paths: Sequence[str] | str, to: Path | str | None = None) -> list[PullResult]:
+    async def pull(
+        self,
+        paths: Sequence[str] | str,
+        to: Path | str | None = None,
+        *,
+        is_flat: bool = False,
+        is_dry: bool = False,
+        bytes_per_s: float | None = None,
+        caps: Caps | None = None,
+    ) -> list[PullResult]:
         """Bring files, directories and globs of the working copy back, below `to` (default: the current directory).
 
-        Several droplets write below `to/<droplet>/`. A droplet's failure is the `error` of its result.
+        Several droplets write below `to/<droplet>/`, or with `is_flat` all into `to`: a UsageError when two have the
+        same name. `is_dry` writes nothing and says what it would. `bytes_per_s` is in bytes a second, for all together;
+        `caps` bound what a droplet may send. A droplet's failure is the `error` of its result.
         """
-        from chisel.sync.pull import pull
+        from chisel.client.transfers import pull_all
 
         patterns = [paths] if isinstance(paths, str) else list(paths)
         target = self._client.where.cwd / (to or ".")
-        remote = PurePosixPath(await self._client.remote_cwd())
-        connector = await self._client.connector(self.hosts())
-        results: dict[str, PullResult] = {}
+        return await pull_all(
+            self._client,
+            self.hosts(),
+            patterns,
+            target,
+            is_flat=is_flat,
+            is_dry=is_dry,
+            bytes_per_s=bytes_per_s,
+            caps=caps,
+        )
 
-        async def one(host: Host) -> None:
-            own = target if len(self) == 1 else target / host.name
-            try:
-                connection = await connector.connect(host)
-                result = await pull(connection, remote, patterns, own, sink=self._client.sink)
-            except ChiselError as error:
-                result = PullResult(host=host.name, target=own, error=describe(error))
-            results[host.name] = result
-            self._client.sink.emit(PullEnded(host=host.name, result=result))
+    async def push(
+        self, files: Sequence[Path | str] | Path | str, to: str | None = None, *, bytes_per_s: float | None = None
+    ) -> list[PushResult]:
+        """Put data sets and weights on every droplet, outside the working copy: below `to` there.
 
-        await self._on_hosts(one)
-        return [results[name] for name in self.names]
+        `to` defaults to `/scratch` where the droplet has one, else to `~/data`. Directories go with all they hold.
+        Each file is read and hashed once for all droplets, goes on where an earlier push was cut, and is left out
+        where it is already; it appears whole. Nothing is deleted. Raises UsageError for what is not here. A droplet's
+        failure is the `error` of its result.
+        """
+        from chisel.client.transfers import push_all
+
+        named = [files] if isinstance(files, Path | str) else list(files)
+        sources = [self._client.where.cwd / file for file in named]
+        return await push_all(self._client, self.hosts(), sources, to, bytes_per_s=bytes_per_s)
 
     async def only_there(self) -> dict[str, list[dict[str, Any]]]:
         """Say what each droplet's working copies hold that is nowhere else: made there, and not pulled since.
@@ -450,31 +480,6 @@ def _source(data: bytes) -> Source:
         return pieces.pop() if pieces else b""
 
     return give
-
-
-def check_pattern(pattern: str | None) -> str | None:
-    """Return a regular expression as it is; raises UsageError for one that is none."""
-    if pattern is not None:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UsageError(f"`{pattern}` is no regular expression: {error}") from error
-    return pattern
-
-
-def shell_line(command: str | Sequence[str]) -> str:
-    """Return a command as a shell line: a string as it is, several words quoted, one word as a line of its own.
-
-    Raises UsageError for NUL bytes and lone surrogates, which no command line can carry.
-    """
-    words = [command] if isinstance(command, str) else list(command)
-    if not words or not any(words):
-        raise UsageError("there is no command to run", hint="chisel run make")
-    for index, word in enumerate(words):
-        for position, character in enumerate(word):
-            if character == "\0" or 0xD800 <= ord(character) < 0xE000:
-                raise UsageError(f"word {index + 1} of the command has {character!r} at position {position}")
-    return words[0] if len(words) == 1 else shlex.join(words)
 
 
 def by_number(record: DropletRecord) -> tuple[int, str]:

@@ -131,6 +131,7 @@ async def _fetch(
 ) -> PullResult:
     from chisel.sync.pull import pull
 
+    # Without notes: a profile's directory is new each time, and none of its files belongs to a working copy.
     return await pull(connection, remote, patterns, local, sink=client.sink, total_bytes=total_bytes)
 
 

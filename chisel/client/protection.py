@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 from chisel.events import Notice
 from chisel.state import DropletRecord
@@ -57,3 +58,15 @@ def ends_in_s(record: DropletRecord, now: datetime, idle_s: float | None) -> flo
 
 def _minutes(seconds: int) -> str:
     return f"{seconds // 60} min" if seconds % 60 == 0 else f"{seconds} s"
+
+
+def self_destruct_of(record: DropletRecord, answer: Mapping[str, Any] | None) -> str | None:
+    """Return what a droplet itself says of its watchdog; None for one that was made without."""
+    if not record.is_armed:
+        return None
+    if answer is None:
+        return "unknown: it does not answer"
+    said = answer.get("self_destruct")
+    if not said:
+        return "not started yet"
+    return str(said["state"]) + (f": {said['error']}" if said.get("error") else "")

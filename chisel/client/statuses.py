@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from chisel import guard
-from chisel.client.protection import ends_in_s
+from chisel.client.protection import ends_in_s, self_destruct_of
 from chisel.model import DropletStatus, RunId, RunningCommand
 from chisel.state import DropletRecord
 
@@ -31,22 +31,10 @@ def droplet_status(record: DropletRecord, cloud_status: str, answer: Mapping[str
         idle_s=idle,
         until=record.until,
         idle_limit_s=record.idle_s,
-        self_destruct=_self_destruct(record, answer),
+        self_destruct=self_destruct_of(record, answer),
         ends_in_s=ends_in_s(record, now, None if any(run.is_running for run in runs) else idle),
         runs=runs,
     )
-
-
-def _self_destruct(record: DropletRecord, answer: Mapping[str, Any] | None) -> str | None:
-    """Return what a droplet itself says of its watchdog; None for one that was made without."""
-    if not record.is_armed:
-        return None
-    if answer is None:
-        return "unknown: it does not answer"
-    said = answer.get("self_destruct")
-    if not said:
-        return "not started yet"
-    return str(said["state"]) + (f": {said['error']}" if said.get("error") else "")
 
 
 def running(entry: Mapping[str, Any]) -> RunningCommand:

@@ -49,12 +49,12 @@ def _serve(channel: Channel, role: str) -> int:
         return 0
     if role not in MODULES:
         raise Refused("no-role", f"this node program has no role `{role}`")
+    module = importlib.import_module(f"{__package__}.{MODULES[role]}")  # a role in reserve is ready when asked
     frame = channel.receive()
     if frame is None:
         return 0
     if frame.kind != frames.Kind.REQUEST:
         raise Refused("no-request", f"a request was expected, frame {frame.kind} came")
-    module = importlib.import_module(f"{__package__}.{MODULES[role]}")
     if role in PASSIVE:
         return int(module.main(channel, frame.json()))
     registry.touch()

@@ -6,6 +6,7 @@ holds by flock as long as it lives: whether a run is alive is exact even when it
 
 from __future__ import annotations
 
+import codecs
 import errno
 import fcntl
 import json
@@ -17,6 +18,8 @@ from typing import Any
 
 from . import cgroup, env
 from .stdio import Refused
+
+codecs.lookup("ascii")  # loaded now, not while a command waits to be started
 
 KEPT_S = 7 * 86400.0
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

@@ -6,14 +6,13 @@ What a sync sent and is still as it came is elsewhere, and so is what `pull` fet
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import stat
 from contextlib import suppress
 from typing import Any
 
-from . import env, frames, receiver, tree
+from . import env, frames, locks, manifest
 from .stdio import Channel
 
 SHOWN = 5
@@ -55,9 +54,8 @@ def _roots() -> list[str]:
 
 
 def _only_here(root: str, pulled: dict[str, list[int]]) -> dict[str, Any]:
-    key = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-    manifest = tree.expand_home(os.path.join("~/.chisel/sync", key, "manifest"))
-    sent = {path: known.look for path, known in receiver.read_state(manifest).known.items()}
+    known = manifest.Manifest.load(locks.directory_for(root, makes=False))
+    sent = {path: row.look for path, row in known.rows.items()}
     found: list[tuple[int, str, int]] = []
     for directory, folders, names in os.walk(root):
         folders.sort()
@@ -66,7 +64,7 @@ def _only_here(root: str, pulled: dict[str, list[int]]) -> dict[str, Any]:
             with suppress(OSError):
                 status = os.lstat(place)
                 path = os.path.relpath(place, root)
-                is_sent = sent.get(path) == receiver.look_of(status)
+                is_sent = sent.get(path) == manifest.look_of(status)
                 is_pulled = pulled.get(place) == [status.st_size, status.st_mtime_ns]
                 if stat.S_ISREG(status.st_mode) and not is_sent and not is_pulled:
                     found.append((status.st_mtime_ns, path, status.st_size))

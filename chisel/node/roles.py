@@ -6,6 +6,7 @@ MODULES = {
     "supervise": "supervisor",
     "receive": "receiver",
     "send": "sender",
+    "store": "store",
     "probe": "probe",
     "attach": "attach",
     "logs": "logs",

@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from . import client, environment, frames, listener, registry
+from . import client, environment, frames, listener, locks, registry
 from .processes import Command
 from .spool import LIMIT_BYTES, Mark, Spool
 from .stdio import Channel, Refused
@@ -36,11 +36,23 @@ _STREAMS = ((frames.Kind.STDOUT, "stdout"), (frames.Kind.STDERR, "stderr"))
 
 
 def main(channel: Channel, request: dict[str, Any]) -> int:
-    """Run the command that the request describes; return 0 when its end was reported."""
+    """Run the command that the request describes; return 0 when its end was reported.
+
+    A `sync` in the request is served first, over the same channel: one message brings the tree and runs the command.
+    """
     run_id = str(request.get("run_id", ""))
     if not registry.is_run_id(run_id):
         raise Refused("bad-request", f"`{run_id}` cannot be a run's id")
+    tree_hash = str(request.get("tree_hash", ""))
+    if request.get("sync"):
+        from . import receiver  # what a command without a sync does not need is not loaded for it
+
+        synced = receiver.serve(channel, request["sync"])
+        if synced is None:
+            return 0
+        tree_hash = synced
     launch = environment.read_launch(request)
+    use = locks.Use(launch.cwd, run_id, str(request.get("shown") or request["line"]))
     entry = registry.Entry(run_id)
     door = listener.Listener(entry.directory)
     facts = {
@@ -48,6 +60,7 @@ def main(channel: Channel, request: dict[str, Any]) -> int:
         "cwd": str(request.get("cwd") or "~"),
         "owner": str(request.get("owner", "")),
         "detached": bool(request.get("detached")),
+        "tree_hash": tree_hash,
         "started_at": time.time(),
         "pid": os.getpid(),
     }
@@ -60,7 +73,7 @@ def main(channel: Channel, request: dict[str, Any]) -> int:
         entry.write("exit.json", {"status": 127, "error": str(refusal), "ended_at": time.time()})
         raise
     supervisor = Supervisor(client.Client(channel), command, spool, door, entry, request)
-    supervisor.run({"run_id": run_id, **facts})
+    supervisor.run({"run_id": run_id, **facts}, use)
     environment.clean_up(request)
     entry.close()
     return 0
@@ -106,8 +119,11 @@ class Supervisor:
         if request.get("timeout_s"):
             self._timeout_at = time.monotonic() + float(request["timeout_s"])
 
-    def run(self, facts: dict[str, Any]) -> None:
-        """Pump until the command and everything it left behind have ended, and a client or the disk knows it all."""
+    def run(self, facts: dict[str, Any], use: locks.Use | None = None) -> None:
+        """Pump until the command and everything it left behind have ended, and a client or the disk knows it all.
+
+        `use` of the working copy ends with the command.
+        """
         self._facts = {**facts, **self._command.identity()}
         self._prepare()
         if self._is_detached:
@@ -115,6 +131,8 @@ class Supervisor:
         self._tell(frames.encode_json(frames.Kind.STARTED, self._facts))
         while not self._command.is_over():
             self._poll()
+        if use is not None:
+            use.close()
         self._end()
         while self._client is not None and self._gone_at is None:
             self._poll()
@@ -380,6 +398,8 @@ class Supervisor:
         start = self._spool.place._asdict()
         told = {**self._facts, "place": start, "stdin": self._stdin_taken, "signals": self._signals_taken}
         self._tell(frames.encode_json(frames.Kind.ATTACHED, told))
+        # what was acknowledged may not have arrived: the client would wait for it for ever, a whole window ahead
+        self._tell(frames.encode(frames.Kind.STDIN_ACK, frames.OFFSET.pack(self._stdin_fed)))
 
     # -- the command's streams
 

@@ -25,6 +25,8 @@ OTHER = "?"
 PERMISSIONS = 0o777
 CHUNK = 1 << 18
 CODEC = "zlib"
+CHECK_DIGITS = 16
+"""How much of a content's hash goes over the wire beside it; the whole tree's hash goes whole."""
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -48,8 +50,9 @@ class DamagedStream(ValueError):
 class Item(NamedTuple):
     """One path of a tree.
 
-    `digest` is the sha256 (hex) of a file's content, the target of a symbolic link, empty otherwise. `mode` holds the
-    permission bits of a file (never setuid) and is 0 for everything else; `size` and `mtime_ns` belong to files.
+    `digest` is the sha256 (hex) of a file's content (empty while that is not known), the target of a symbolic link,
+    empty otherwise. `mode` holds the permission bits of a file or directory (never setuid) and is 0 for everything
+    else; `size` and `mtime_ns` belong to files.
     """
 
     path: str
@@ -82,10 +85,20 @@ def _encoded_length(text: str) -> int:
 
 def tree_hash(items: Iterable[Item]) -> str:
     """Return one hash of paths, kinds, modes and contents, whatever the order; times do not count."""
-    whole = hashlib.sha256()
-    for item in sorted(items):
-        whole.update(os.fsencode(f"{item.kind}{item.mode:o}\0{item.path}\0{item.digest}\0\n"))
-    return whole.hexdigest()
+    return rows_hash((item[0], item[1], item[2], item[3]) for item in items)
+
+
+def rows_hash(rows: Iterable[tuple[str, str, int, str]]) -> str:
+    """Return the tree hash of rows of path, kind, mode and digest."""
+    whole = "\0".join(sorted([f"{path}\0{kind}{mode:o}\0{digest}" for path, kind, mode, digest in rows]))
+    return hashlib.sha256(whole.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def relocated(path: str, old: str, new: str) -> str | None:
+    """Return where a path is after `old`, a file or a directory, was moved to `new`; None when it is not below it."""
+    if path == old:
+        return new
+    return f"{new}{path[len(old) :]}" if path.startswith(f"{old}/") else None
 
 
 def expand_home(path: str) -> str:
@@ -270,6 +283,27 @@ class Unpacker(Protocol):
         """
 
 
+class PlainUnpacker:
+    """Take a stream that is not compressed; it may end anywhere."""
+
+    is_at_end = True
+    is_overfull = False
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    @property
+    def has_more(self) -> bool:
+        """Say whether there is more of what was taken."""
+        return bool(self._rest)
+
+    def unpack(self, data: bytes, max_bytes: int) -> bytes:
+        """Take a piece and return at most `max_bytes`."""
+        whole = self._rest + data if self._rest else data
+        self._rest = whole[max_bytes:]
+        return whole[:max_bytes]
+
+
 class ZlibUnpacker:
     """Decompress a zlib stream."""
 
@@ -316,6 +350,14 @@ class Records:
         while data or self._unpacker.has_more:
             plain = self._unpacker.unpack(data, _MAX_BYTES)
             data = b""
+            self._count(len(plain))
+            self._rest += plain
+            yield from self._records()
+
+    def rest(self) -> Iterator[list[Any] | bytes]:
+        """Return the records that a decompressor of its own pace still holds, once all was fed. Exhaust it."""
+        drain = getattr(self._unpacker, "drain", None)
+        while drain is not None and (plain := drain(_MAX_BYTES)):
             self._count(len(plain))
             self._rest += plain
             yield from self._records()

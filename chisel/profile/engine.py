@@ -21,7 +21,7 @@ from chisel.profile.rank import Facts, diagnosis
 from chisel.profile.telemetry import Watch, watching
 
 PFTRACE = "trace.pftrace"
-_RAW = "raw"
+RAW = "raw"
 _REMOVE_DEADLINE_S = 20.0
 _PROBE_DEADLINE_S = 90.0
 _REMOVE_ON_CANCEL_S = 3.0
@@ -73,7 +73,7 @@ async def _run(bench: Bench, order: ProfileOrder, driver: Driver, remote: str) -
     line = command_line(driver, order.line, replace(order.asked, kernel=order.kernel), remote)
     run: RunResult | None = None
     trouble: ChiselError | None = None
-    async with watching(await bench.connect(), raw=f"{remote}/{_RAW}") as watch, anyio.create_task_group() as tasks:
+    async with watching(await bench.connect(), raw=f"{remote}/{RAW}") as watch, anyio.create_task_group() as tasks:
         tasks.start_soon(_show_finalising, bench, watch)
         try:
             run = await bench.execute(line, order.line)
@@ -137,7 +137,7 @@ async def _rank(
 
 
 async def _fetch(bench: Bench, remote: str, ready: Ready, into: Path) -> None:
-    parts = (_RAW, PFTRACE) if ready.has_pftrace else (_RAW,)
+    parts = (RAW, PFTRACE) if ready.has_pftrace else (RAW,)
     fetched = await bench.fetch(await bench.connect(), PurePosixPath(remote), parts, into, ready.raw_bytes or None)
     if fetched.error:
         raise RemoteError(f"the profile's files did not come: {fetched.error}", host=bench.host, code="no-files")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from chisel.events import Notice, ProfileRanked, ProfileSaved, Sink
 from chisel.figures import Fingerprint, ProfileReport, ProfileResult
 from chisel.profile.archive import check_out, lay_out, put_in_place, staging_for
 from chisel.profile.campaign import TRACE, Plan, as_bounds, saved_of, summarise
-from chisel.profile.engine import PFTRACE
+from chisel.profile.engine import PFTRACE, RAW
 from chisel.profile.local import rank_local, write_local_trace
 from chisel.profile.order import ProfileOrder
 from chisel.profile.rank import Facts, diagnosis
@@ -95,6 +96,7 @@ async def _keep(report: ProfileReport, source: Source, sink: Sink) -> ProfileRep
         window = await write_local_trace({source.path.name: raw}, staging / TRACE, find=hottest)
         saved = saved_of(report.results, "now") if report.results[0].kernels else None
         await to_thread.run_sync(partial(lay_out, staging, report, saved=saved, title=str(source.path)))
+        await to_thread.run_sync(_bring, raw, staging / RAW)
         shown = TRACE
         if (source.path / PFTRACE).is_file():
             shown = PFTRACE
@@ -107,3 +109,18 @@ async def _keep(report: ProfileReport, source: Source, sink: Sink) -> ProfileRep
             await to_thread.run_sync(partial(shutil.rmtree, staging, ignore_errors=True))
     sink.emit(ProfileSaved(out=plan.out))
     return replace(report, out=plan.out, trace=plan.out / shown, window_ns=as_bounds(window))
+
+
+def _bring(source: Path, target: Path) -> None:
+    """Have a file, or the plain files of a directory, below `target`: the same files where the file system lets it."""
+    files = [source] if source.is_file() else [path for path in sorted(source.rglob("*")) if path.is_file()]
+    base = source.parent if source.is_file() else source
+    for path in files:
+        if path.is_symlink() or target.parent in path.parents:
+            continue
+        place = target / path.relative_to(base)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, place)
+        except OSError:
+            shutil.copyfile(path, place)

@@ -18,6 +18,7 @@ import orjson
 
 from chisel import events
 from chisel.figures import ProfileResult
+from chisel.model import RunResult
 from chisel.render.writer import Writer
 
 VERSION = 1
@@ -32,6 +33,13 @@ class JsonLines:
 
     def expect(self, hosts: Sequence[str]) -> None:
         """Need no names: each event carries its own."""
+
+    def take_up(self, tails: Mapping[str, Mapping[events.Stream, bytes]], results: Sequence[RunResult]) -> None:
+        """Need nothing of what was written before."""
+
+    def tails(self, host: str) -> dict[events.Stream, bytes]:
+        """Hold nothing back."""
+        return {}
 
     def emit(self, event: events.Event) -> None:
         """Write one object; never blocks."""
@@ -98,7 +106,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, PurePath):
         return _plain(str(value))
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {_plain(str(key)): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}

@@ -7,7 +7,7 @@ from typing import Any
 
 from chisel import events
 from chisel.render.clean import clean
-from chisel.render.screen import STDERR, STDOUT, Look, Screen, _how_far
+from chisel.render.screen import STDERR, STDOUT, Look, Screen
 from chisel.render.writer import Writer
 
 FRAMES_PER_S = 8
@@ -34,6 +34,7 @@ class LiveScreen(Screen):
             return
         from rich.spinner import Spinner
         from rich.table import Table
+        from rich.text import Text
 
         from chisel.render import tables
 
@@ -41,6 +42,9 @@ class LiveScreen(Screen):
         grid = Table.grid(padding=(0, 1), expand=False)
         for event in shown:
             grid.add_row(*self._cells(event, now))
+        if len(shown) > 1:
+            for whole, said in self._pace.sums():
+                grid.add_row("", Text("all", style="bold"), Text(whole.task), self._bar(whole), Text(said))
         text = tables.to_text(grid, width=self._look.width, colour=self._look.colour_stderr) if shown else ""
         self._writer.write(STDERR, self._erasing() + text.encode())
         self._drawn_lines = text.count("\n")
@@ -52,15 +56,19 @@ class LiveScreen(Screen):
         self._erase()
 
     def _cells(self, event: events.Event, now: float) -> tuple[Any, ...]:
-        from rich.progress_bar import ProgressBar
         from rich.text import Text
 
         host = Text(clean(event.host or ""), style="bold")
         if isinstance(event, events.Progress):
-            bar = ProgressBar(total=event.total, completed=event.done, width=24, pulse=event.total is None)
-            return self._spinner.render(now), host, Text(event.task), bar, Text(_how_far(event))
+            return self._spinner.render(now), host, Text(event.task), self._bar(event), Text(self._pace.text(event))
         detail = clean(getattr(event, "detail", ""))
         return self._spinner.render(now), host, Text(getattr(event, "stage", "")), Text(detail, style="dim"), Text("")
+
+    @staticmethod
+    def _bar(event: events.Progress) -> Any:
+        from rich.progress_bar import ProgressBar
+
+        return ProgressBar(total=event.total, completed=event.done, width=24, pulse=event.total is None)
 
     def _put(self, descriptor: int, data: bytes) -> None:
         if not data:
@@ -91,6 +99,7 @@ class LiveScreen(Screen):
 
     def _progress(self, event: events.Progress) -> None:
         key = (event.host, event.task)
+        self._pace.take(event)
         if event.is_done:
             self._moving.pop(key, None)
         else:

@@ -25,6 +25,15 @@ class LinePrefixer:
         self._make_harmless = make_harmless
         self._tail = b""
 
+    @property
+    def tail(self) -> bytes:
+        """Return what is held back."""
+        return self._tail
+
+    def hold(self, tail: bytes) -> None:
+        """Begin with what another has held back."""
+        self._tail = tail
+
     def feed(self, data: bytes) -> bytes:
         """Take a chunk and return the whole lines it completes, prefixed; empty when it completes none."""
         cut = data.rfind(b"\n") + 1

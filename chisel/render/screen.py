@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chisel import events
-from chisel.model import Bill, RunResult
-from chisel.render import summary, words
+from chisel.model import Bill, PullResult, PushResult, RunResult, SyncResult
+from chisel.render import summary, transfers, words
 from chisel.render.clean import clean, clean_lines
 from chisel.render.collect import STREAMS, Collector, Held, differences
 from chisel.render.outdir import OutDirectory
+from chisel.render.pace import Pace
 from chisel.render.prefix import LinePrefixer, as_it_is
 from chisel.render.writer import Writer
 
@@ -65,6 +66,8 @@ class Screen:
         self._has_hinted = False
         self._bills: list[Bill] = []
         self._last_progress: dict[tuple[str | None, str], float] = {}
+        self._pace = Pace()
+        self._moved: list[PullResult | PushResult] = []
         self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
             events.Notice: self._notice,
             events.DropletStage: self._stage,
@@ -75,8 +78,10 @@ class Screen:
             events.RunDetached: self._detached,
             events.LinkLost: self._link_lost,
             events.LinkResumed: self._link_resumed,
+            events.PathExplained: self._explained,
             events.SyncEnded: self._sync_ended,
             events.PullEnded: self._pull_ended,
+            events.PushEnded: self._push_ended,
             events.ProfileRanked: self._ranked,
             events.ProfileSummed: self._summed,
             events.Compared: self._compared,
@@ -92,6 +97,20 @@ class Screen:
         self._hosts = tuple(hosts)
         if self._files is not None:
             self._files.expect(self._hosts)
+
+    def take_up(self, tails: Mapping[str, Mapping[events.Stream, bytes]], results: Sequence[RunResult]) -> None:
+        """Go on where another screen stopped: what it held back of lines (see `tails`), and who had ended."""
+        for host, held in tails.items():
+            for stream, tail in held.items():
+                key = (host, stream)
+                self._prefixers[key] = self._prefixer(events.Output(host=host, stream=stream, data=b"", offset=0))
+                self._prefixers[key].hold(tail)
+        self._results += results
+
+    def tails(self, host: str) -> dict[events.Stream, bytes]:
+        """Return what is held back of a droplet's unfinished lines."""
+        found = {stream: self._prefixers.get((host, stream)) for stream in STREAMS}
+        return {stream: one.tail for stream, one in found.items() if one is not None and one.tail}
 
     def emit(self, event: events.Event) -> None:
         """Show one event; never blocks."""
@@ -120,7 +139,8 @@ class Screen:
         if len(self._bills) > 1:
             total = sum((bill.usd for bill in self._bills), Decimal(0))
             self.say(f"{words.count(len(self._bills), 'droplet')} destroyed, {words.usd(total)} in all")
-        self._results, self._bills = [], []
+        self._sum_of_moved()
+        self._results, self._bills, self._moved = [], [], []
 
     def end(self, status: int, source: str, outcome: Mapping[str, Any] | None = None) -> None:
         """Say nothing: a shell tells its user the status."""
@@ -177,10 +197,11 @@ class Screen:
 
     def _progress(self, event: events.Progress) -> None:
         key = (event.host, event.task)
+        self._pace.take(event)
         since = self._last_progress.setdefault(key, event.at)
         if not event.is_done and event.at - since >= _PLAIN_PROGRESS_EVERY_S and not self._look.quiet:
             self._last_progress[key] = event.at
-            self.say(f"{self._named(event.host)}{event.task}: {_how_far(event)}")
+            self.say(f"{self._named(event.host)}{event.task}: {self._pace.text(event)}")
 
     def _retry(self, event: events.Retry) -> None:
         self.say(f"{event.what} failed ({event.reason}); trying again in {event.wait_s:.1f} s", "33")
@@ -284,6 +305,12 @@ class Screen:
             "32",
         )
 
+    def _explained(self, event: events.PathExplained) -> None:
+        where = f"{event.source}:{event.line}: {event.pattern}" if event.source else ""
+        why = ", ".join(filter(None, (where, event.detail)))
+        line = clean(f"{'sent' if event.is_sent else 'not sent':8}  {event.path}: {why}").replace("\n", "\\n")
+        self._put(STDOUT, line.encode() + b"\n")
+
     def _sync_ended(self, event: events.SyncEnded) -> None:
         one = event.result
         if one.error:
@@ -291,27 +318,46 @@ class Screen:
             return
         if self._look.quiet:
             return
-        deleted = f", {one.deleted_files:,} deleted" if one.deleted_files else ""
-        self.say(
-            f"{one.host}: {words.count(one.sent_files, 'file')} sent ({words.size(one.sent_bytes)}){deleted},"
-            f" {one.total_files:,} in all, {words.duration(one.seconds)}"
-        )
-        for path in one.repaired:
+        if one.is_dry:
+            for path in sorted(one.reasons):
+                self.say(f"{one.host}: {path}: {one.reasons[path]}")
+            self.say(f"{one.host}: nothing was changed: {words.count(len(one.reasons), 'path')} would be")
+        else:
+            self.say(f"{one.host}: {_what_was_synced(one)}")
+        for path in one.repaired if not one.is_dry else ():
             self.say(f"{one.host}: repaired `{path}`, which was changed there", "33")
+        for path in one.kept:
+            self.say(f"{one.host}: kept `{path}`, which was changed there", "33")
         for path in one.skipped:
             self.say(f"{one.host}: not sent: {path}", "33")
+        for note in one.notes:
+            self.say(f"{one.host}: {note}")
 
     def _pull_ended(self, event: events.PullEnded) -> None:
         one = event.result
-        if one.error:
-            self.say(f"error: {one.host}: {one.error}", "31")
-            return
+        self._moved.append(one)
         if not self._look.quiet:
-            self.say(
-                f"{one.host}: {words.count(one.files, 'file')} ({words.size(one.bytes)}) into {self._path(one.target)}"
-            )
+            for line in transfers.pulled(one, self._path(one.target)):
+                self.say(line)
         for path in one.skipped:
             self.say(f"{one.host}: not written: {path}", "33")
+        if one.error:
+            self.say(f"error: {one.host}: {one.error}", "31")
+
+    def _push_ended(self, event: events.PushEnded) -> None:
+        one = event.result
+        self._moved.append(one)
+        if not self._look.quiet:
+            for line in transfers.pushed(one):
+                self.say(line)
+        for path in one.skipped:
+            self.say(f"{one.host}: not sent: {path}", "33")
+        if one.error:
+            self.say(f"error: {one.host}: {one.error}", "31")
+
+    def _sum_of_moved(self) -> None:
+        if len(self._moved) > 1 and not self._look.quiet:
+            self.say(transfers.in_all(self._moved))
 
     def _ranked(self, event: events.ProfileRanked) -> None:
         """Show one profile; of several only how it went, what they make together follows."""
@@ -368,12 +414,13 @@ class Screen:
             )
 
 
-def _how_far(event: events.Progress) -> str:
-    done = words.size(event.done) if event.unit == "bytes" else f"{event.done:,} {event.unit}"
-    if not event.total:
-        return done
-    total = words.size(event.total) if event.unit == "bytes" else f"{event.total:,}"
-    return f"{done} of {total}"
+def _what_was_synced(one: SyncResult) -> str:
+    """Say in one line what a sync did."""
+    counts = ((one.sent_files, "sent"), (one.moved_files, "moved"), (one.deleted_files, "deleted"))
+    parts = [f"{words.count(number, 'file')} {what}" for number, what in counts if number]
+    size = f" ({words.size(one.sent_bytes)})" if one.sent_bytes else ""
+    done = ", ".join(parts) or ("changed" if one.sent_bytes else "nothing to send")
+    return f"{done}{size}, {one.total_files:,} in all, {words.duration(one.seconds)}"
 
 
 def _profiles() -> Any:

@@ -14,6 +14,7 @@ from anyio.abc import TaskStatus
 HIGH_WATER_BYTES = 1 << 20
 LAST_FLUSH_S = 0.5
 _AT_ONCE = 64
+_LAST_STREAM = 2
 
 
 class Writer:
@@ -30,6 +31,7 @@ class Writer:
         self._less = anyio.Event()
         self._limiter = CapacityLimiter(1)
         self._broken: set[int] = set()
+        self.broke = anyio.Event()
 
     @property
     def is_broken(self) -> bool:
@@ -71,6 +73,8 @@ class Writer:
                 await to_thread.run_sync(_write_all, descriptor, chunks, limiter=self._limiter, abandon_on_cancel=True)
             except OSError:
                 self._broken.add(descriptor)
+                if descriptor <= _LAST_STREAM:
+                    self.broke.set()
             self._queued_bytes -= size
             self._less.set()
             self._less = anyio.Event()
@@ -104,26 +108,27 @@ def _write_all(descriptor: int, chunks: list[bytes] | Iterator[bytes]) -> None:
 
 
 @asynccontextmanager
-async def open_writer() -> AsyncIterator[Writer]:
-    """Give a writer; leaving waits until a reader has taken all that is queued, however slow it is.
+async def open_writer(writer: Writer | None = None) -> AsyncIterator[Writer]:
+    """Give a writer, of another kind where one is handed in.
 
+    Leaving waits until a reader has taken all that is queued, however slow it is.
     Cancelled, or left by an error, it waits at most `LAST_FLUSH_S`: the writing goes on until then.
     """
-    writer, service = Writer(), anyio.CancelScope(shield=True)
+    used, service = writer or Writer(), anyio.CancelScope(shield=True)
 
     async def serve(*, task_status: TaskStatus[None]) -> None:
         with service:  # outlives its users: what they say while they are being cancelled is still written
             task_status.started()
-            await writer.run()
+            await used.run()
 
     async with anyio.create_task_group() as tasks:
         await tasks.start(serve)
         try:
-            yield writer
-            await writer.flush()
+            yield used
+            await used.flush()
         except BaseException:
             with anyio.move_on_after(LAST_FLUSH_S, shield=True):
-                await writer.flush()
+                await used.flush()
             raise
         finally:
             service.cancel()

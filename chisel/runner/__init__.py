@@ -1,7 +1,7 @@
 """Run commands on droplets: live output as events, exact exit statuses, verified ends, nothing ever lost."""
 
 from chisel.runner.logs import end_run, runs_of, show_logs
-from chisel.runner.order import Control, Order, Terminal
+from chisel.runner.order import Control, Order, Resumption, Terminal
 from chisel.runner.pool import Limits, Source, belongs, run_one, run_pool
 from chisel.runner.run import Run, describe, new_run_id
 from chisel.runner.watch import CAPTURE_LIMIT_BYTES
@@ -11,6 +11,7 @@ __all__ = [
     "Control",
     "Limits",
     "Order",
+    "Resumption",
     "Run",
     "Source",
     "Terminal",

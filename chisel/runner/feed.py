@@ -11,13 +11,24 @@ PIECE_BYTES = 1 << 16
 
 
 class Feed:
-    """Hold the part of the input that some command still needs; `pump` reads on as they take it."""
+    """Hold the part of the input that some command still needs; `pump` reads on as they take it.
 
-    def __init__(self, source: Callable[[], Awaitable[bytes]], names: Iterable[str]) -> None:
+    The source gives the input from `start` on; `on_taken` is told the place up to which nobody needs it any more.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[], Awaitable[bytes]],
+        names: Iterable[str],
+        *,
+        start: int = 0,
+        on_taken: Callable[[int], None] | None = None,
+    ) -> None:
         self._source = source
-        self._taken = dict.fromkeys(names, 0)
+        self._taken = dict.fromkeys(names, start)
         self._held = bytearray()
-        self._base = 0
+        self._base = start
+        self._on_taken = on_taken
         self._has_ended = False
         self._changed = anyio.Event()
 
@@ -65,6 +76,8 @@ class Feed:
         if lowest > self._base:
             del self._held[: lowest - self._base]
             self._base = lowest
+            if self._on_taken is not None:
+                self._on_taken(lowest)
         self._tell()
 
     def _tell(self) -> None:

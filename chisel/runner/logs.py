@@ -28,15 +28,20 @@ async def show_logs(
     *,
     follow: bool = False,
     since: float = 0.0,
+    kept: dict[str, Any] | None = None,
     patience_s: float = 300.0,
 ) -> RunResult | None:
     """Emit what a droplet keeps of a run's output, written at `since` (Unix time, s) or later.
 
+    `kept` is where another process stopped (`Watch.kept_place`).
     With `follow` what comes, until the run ends, over lost links for `patience_s` each. Returns how it ended, None
     while it runs. Raises HostUnreachable, and RemoteError where there is no such run.
     """
     watch = Watch(host.name, run_id, Order(line=""), sink)
     request: dict[str, Any] = {"run_id": run_id, "follow": follow, "since": since}
+    if kept is not None:
+        watch.take_up(kept)
+        request = {"run_id": run_id, "follow": follow, "place": watch.place}
     lost_at, wait_s, is_first = 0.0, _BACK_OFF_S, True
     while True:
         try:

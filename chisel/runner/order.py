@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any, Protocol
+
+from chisel.model import Host, RunId, RunResult
 
 PATIENCE = timedelta(minutes=5)
 
@@ -18,6 +21,32 @@ class Terminal:
     term: str = "xterm"
 
 
+class SyncPart(Protocol):
+    """One droplet's half of a sync that travels with the start of a command; one task at a time."""
+
+    def request(self) -> dict[str, Any]:
+        """Return what belongs into the request that starts the command."""
+
+    async def begin(self, channel: Any) -> None:
+        """Send what goes behind the request unasked. Raises HostUnreachable, RemoteError."""
+
+    async def take(self, frame: Any, channel: Any) -> bool:
+        """Take one frame that comes before the command's start and answer it; True when the sync is through.
+
+        Raises RemoteError for what the droplet refuses, HostUnreachable.
+        """
+
+    async def doubt(self) -> None:
+        """Forget what was believed of the droplet: the next part asks."""
+
+
+class Sync(Protocol):
+    """A sync that goes ahead of a command in the same message."""
+
+    async def part(self, host: Host) -> SyncPart:
+        """Return a fresh part for a droplet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What to run: `line` is a shell line for bash, `cwd` a path on the droplet (`~/` is its home).
@@ -28,7 +57,8 @@ class Order:
     command without a client is ended after `orphan_s`.
 
     `user` runs it as somebody else than root, `venv` in a virtual environment (from `cwd`), `gpus` with these devices
-    only (`0,3`), `container` inside this image.
+    only (`0,3`), `container` inside this image. `sync` brings the working copy up to date first, in the same message;
+    `tree_hash` names the tree that is there otherwise, for the record.
     """
 
     line: str
@@ -46,6 +76,23 @@ class Order:
     venv: str | None = None
     gpus: str | None = None
     container: str | None = None
+    sync: Sync | None = None
+    tree_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What is known of a command that another process began, or was about to: `family` is the id it has there.
+
+    `places` says by host how far its output has come (`chisel.runner.watch.Watch.kept_place`), `ended` how it ended;
+    a host in neither may have begun or not. Input from `input_at` on has not been taken yet. `signals` were sent.
+    """
+
+    family: RunId
+    places: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    ended: Mapping[str, RunResult] = field(default_factory=dict)
+    input_at: int = 0
+    signals: tuple[int, ...] = ()
 
 
 class Control:

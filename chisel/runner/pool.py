@@ -15,7 +15,7 @@ from chisel.errors import ChiselError, HostKeyMismatch, HostUnreachable, NotRead
 from chisel.events import Notice, RunEnded, Sink
 from chisel.model import Host, RunId, RunResult
 from chisel.runner.feed import Feed
-from chisel.runner.order import Control, Order
+from chisel.runner.order import Control, Order, Resumption
 from chisel.runner.run import Connector, Run, describe, new_run_id
 
 LOST = 255
@@ -52,16 +52,22 @@ async def run_pool(
     limits: Limits | None = None,
     source: Source | None = None,
     attached: Mapping[str, RunId] | None = None,
+    on_taken: Callable[[int], None] | None = None,
+    family: RunId | None = None,
+    resumed: Resumption | None = None,
 ) -> list[RunResult]:
     """Run on all hosts at once and return one result each, in the order of `hosts`.
 
     `source` gives the standard input piece by piece, an empty piece at its end; every command gets all of it.
     `attached` names the run of each host that it becomes the client of, in place of the one before, instead of starting
-    one: what its droplet keeps of its output comes first. Cancelled, it ends every command under way (TERM, then KILL),
+    one: what its droplet keeps of its output comes first. `family` is the id to give to the runs (default: a new one),
+    `resumed` what another process knew of them, which they go on from; `source` gives what it has not taken, and
+    `on_taken` is told how far the input has been taken. Cancelled, it ends every command under way (TERM, then KILL),
     but for one that was detached, before it leaves, in some seconds at most.
     """
-    feed = Feed(source, [host.name for host in hosts]) if source is not None else None
-    family = new_run_id()
+    names, start = [host.name for host in hosts], resumed.input_at if resumed is not None else 0
+    feed = Feed(source, names, start=start, on_taken=on_taken) if source is not None else None
+    family = resumed.family if resumed is not None else family or new_run_id()
     crew = _Crew(
         connector,
         order,
@@ -72,6 +78,7 @@ async def run_pool(
         window_for(len(hosts)),
         is_attached=attached is not None,
         family=family,
+        resumed=resumed,
     )
     ids = attached or _ids(family, hosts)
     async with anyio.create_task_group() as tasks:
@@ -111,6 +118,7 @@ class _Crew:
         *,
         is_attached: bool,
         family: RunId,
+        resumed: Resumption | None,
     ) -> None:
         self._connector = connector
         self._order = order
@@ -121,12 +129,16 @@ class _Crew:
         self._window = window
         self._is_attached = is_attached
         self._family = family
+        self._resumed = resumed
         self._under_way: dict[str, Run] = {}
         self._failed: list[str] = []
         self._stopped_by: str | None = None
         self.results: dict[str, RunResult] = {}
 
     async def one(self, host: Host, run_id: RunId) -> None:
+        if self._resumed is not None and host.name in self._resumed.ended:
+            self.results[host.name] = self._resumed.ended[host.name]
+            return
         result = await self._with_retries(host, run_id)
         if self._feed is not None:
             self._feed.leave(host.name)
@@ -150,6 +162,8 @@ class _Crew:
                 is_attached=self._is_attached,
                 family=self._family,
             )
+            if self._resumed is not None and not attempt:
+                run.take_up(self._resumed.places.get(host.name))
             run.heed(self._control)
             self._under_way[host.name] = run
             if self._stopped_by is not None:

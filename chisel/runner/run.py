@@ -21,7 +21,7 @@ from chisel.model import Host, RunId, RunResult
 from chisel.node import frames
 from chisel.node.frames import Frame, Kind
 from chisel.runner.feed import Feed
-from chisel.runner.order import Control, Order
+from chisel.runner.order import Control, Order, SyncPart
 from chisel.runner.watch import Watch
 
 HEARTBEAT_S = 1.0
@@ -33,6 +33,10 @@ _END_ON_CANCEL_S = 3.0
 _LEAVE_S = 2.0
 _BACK_OFF_S, _LONGEST_BACK_OFF_S = 0.1, 5.0
 _UNSTARTED_PATIENCE_S = 15.0
+_SYNC_SILENT_S = 180.0
+_SYNC_TRIES = 3
+_SYNC_AGAIN = frozenset({"moved", "mismatch"})
+"""Refusals of a working copy that changed while it was synced: the sync begins again, knowing less."""
 
 
 class Channel(Protocol):
@@ -107,6 +111,9 @@ class Run:
         self._lost_at: float | None = None
         self._is_silent = False
         self._never_began = False
+        self._part: SyncPart | None = None
+        self._is_synced = order.sync is None
+        self._sync_tries = 0
         self._is_detached = is_attached  # until its droplet says what it is
 
     # -- what others want of it
@@ -119,6 +126,13 @@ class Run:
         """Have a signal sent to the process group; while the link is lost it waits."""
         self._signals.append(number)
         self._tell()
+
+    def take_up(self, kept: dict[str, Any] | None) -> None:
+        """Go on with what another process began, or (None) was about to begin; call it before `follow`."""
+        self._lost_at = time.monotonic()
+        if kept is not None:
+            self.watch.take_up(kept)
+            self._acked = self.watch.position
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the command's terminal its size."""
@@ -153,8 +167,11 @@ class Run:
             raise
 
     async def _follow_links(self, connector: Connector) -> RunResult:
-        role, request = self._again() if self._attaches else ("supervise", self._request())
-        is_first, wait_s = True, _BACK_OFF_S
+        goes_on = self._attaches or self._lost_at is not None
+        if not goes_on:
+            await self._prepare_sync()
+        role, request = self._again() if goes_on else ("supervise", self._request())
+        is_first, wait_s = self._lost_at is None, _BACK_OFF_S
         while True:
             try:
                 async with connector.node(self.host, role, request, window=self._window) as channel:
@@ -168,13 +185,34 @@ class Run:
                 return self._result()
             if trouble is None:
                 continue
+            if await self._may_sync_again(trouble):
+                role, request = "supervise", self._request()
+                continue
             if not self._may_go_on(trouble) or is_first:
                 raise trouble
             self._say_lost(trouble)
             if isinstance(trouble, _Silence):
                 connector.forget(self.host)
             wait_s = await self._back_off(wait_s, trouble)
+            await self._prepare_sync()
             role, request = self._again()
+
+    async def _prepare_sync(self) -> None:
+        """Have a fresh part of the sync for the next start, if there is to be one."""
+        if self._order.sync is not None and not self._attaches and not self.watch.has_started:
+            self._is_synced = False
+            self._part = await self._order.sync.part(self.host)
+
+    async def _may_sync_again(self, trouble: ChiselError) -> bool:
+        """Say whether a sync that the droplet refused can do better at once: then it is prepared."""
+        if self._part is None or not isinstance(trouble, RemoteError) or trouble.code not in _SYNC_AGAIN:
+            return False
+        self._sync_tries += 1
+        if self._sync_tries >= _SYNC_TRIES or self.watch.has_started:
+            return False
+        await self._part.doubt()
+        await self._prepare_sync()
+        return True
 
     @property
     def _is_done(self) -> bool:
@@ -209,7 +247,10 @@ class Run:
         if order.terminal is not None:
             rows, columns = self._size or (order.terminal.rows, order.terminal.columns)
             request["terminal"] = {"rows": rows, "columns": columns, "term": order.terminal.term}
+        if self._part is not None:
+            request["sync"] = self._part.request()
         more = {
+            "tree_hash": order.tree_hash or None,
             "timeout_s": order.timeout_s,
             "orphan_s": order.orphan_s,
             "user": order.user,
@@ -226,6 +267,7 @@ class Run:
         if self._never_began:
             self._never_began = False
             return "supervise", self._request()
+        self._is_synced = True  # to be followed, not to be started
         place, forbids = self.watch.place, not self.watch.has_started
         return "attach", {"run_id": self.watch.run_id, "place": place, "forbids": forbids}
 
@@ -279,6 +321,8 @@ class Run:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._beat, channel, tasks.cancel_scope)
             try:
+                if self._part is not None and not self._is_synced:
+                    await self._part.begin(channel)
                 await self._receive(channel, tasks)
             except ChiselError as error:
                 trouble = error
@@ -306,7 +350,9 @@ class Run:
                     f"`{self.host.name}` ended the session without an exit status", host=self.host.name
                 )
             for frame in row:
-                if frame.kind in (Kind.STARTED, Kind.ATTACHED):
+                if not self._is_synced and self._part is not None:
+                    self._is_synced = await self._part.take(frame, channel)
+                elif frame.kind in (Kind.STARTED, Kind.ATTACHED):
                     facts = frame.json()
                     self._is_detached = bool(facts.get("detached"))
                     if frame.kind == Kind.ATTACHED:
@@ -328,13 +374,14 @@ class Run:
                 else:
                     self.watch.take(frame)
             await self._sink.drain()
-            if self.watch.position - self._acked >= ACK_BYTES and self.watch.exit is None:
+            if self.watch.safe_position - self._acked >= ACK_BYTES and self.watch.exit is None:
                 await self._ack(channel)
         channel.done()
 
     async def _ack(self, channel: Channel) -> None:
-        if self.watch.position != self._acked:
-            self._acked = self.watch.position
+        position = self.watch.safe_position
+        if position > self._acked:
+            self._acked = position
             with suppress(HostUnreachable):  # whoever reads the channel says so
                 await channel.send(Kind.ACK, frames.OFFSET.pack(self._acked))
 
@@ -349,7 +396,8 @@ class Run:
                     await channel.send(Kind.HEARTBEAT)
                     await self._ack(channel)
             await anyio.sleep(_LOOK_S)
-            if self._waits and self._order.patience_s > 0 and time.monotonic() - self._heard_at > SILENT_S:
+            silent_s = SILENT_S if self._is_synced else _SYNC_SILENT_S  # a working copy may be large, its disk slow
+            if self._waits and self._order.patience_s > 0 and time.monotonic() - self._heard_at > silent_s:
                 self._is_silent = True
                 link.cancel()
 

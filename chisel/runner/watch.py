@@ -6,7 +6,7 @@ import zlib
 from typing import Any
 
 from chisel.errors import RemoteError
-from chisel.events import Output, RunStarted, Sink, Stream
+from chisel.events import Output, PlaceKeeper, RunStarted, Sink, Stream
 from chisel.model import RunId, RunResult
 from chisel.node import frames
 from chisel.node.frames import Frame, Kind
@@ -32,6 +32,7 @@ class Watch:
         self.run_id = run_id
         self._order = order
         self._sink = sink
+        self._keeper = sink if isinstance(sink, PlaceKeeper) else None
         self.has_started = False
         self.exit: dict[str, Any] | None = None
         self.links = 0
@@ -53,6 +54,25 @@ class Watch:
             "stdout_crc32": self._crcs["stdout"],
             "stderr_crc32": self._crcs["stderr"],
         }
+
+    @property
+    def kept_place(self) -> dict[str, Any]:
+        """Return what somebody else needs to know to go on from here."""
+        return {**self.place, "run_id": self.run_id, "has_started": self.has_started, "links": self.links}
+
+    def take_up(self, kept: dict[str, Any]) -> None:
+        """Go on where somebody else's watch was: `kept` is its `kept_place`."""
+        self.begin_at(kept)
+        self.run_id, self.has_started, self.links = RunId(kept["run_id"]), bool(kept["has_started"]), int(kept["links"])
+
+    @property
+    def safe_position(self) -> int:
+        """Return how many bytes its droplet need not keep for anybody."""
+        return self.position if self._keeper is None else min(self.position, self._keeper.kept(self.host))
+
+    def _keep(self) -> None:
+        if self._keeper is not None:
+            self._keeper.keep(self.host, self.kept_place)
 
     def begin_at(self, place: dict[str, int]) -> None:
         """Begin in the middle: what came before is not kept, or was somebody else's."""
@@ -77,7 +97,9 @@ class Watch:
         if not self.has_started:
             self.has_started = True
             line = self._order.shown or self._order.line or str(facts.get("line", ""))
-            self._sink.emit(RunStarted(host=self.host, run_id=self.run_id, line=line, cwd=str(facts.get("cwd", ""))))
+            cwd, tree_hash = str(facts.get("cwd", "")), str(facts.get("tree_hash", ""))
+            self._sink.emit(RunStarted(host=self.host, run_id=self.run_id, line=line, cwd=cwd, tree_hash=tree_hash))
+            self._keep()
 
     def _output(self, stream: Stream, payload: bytes) -> None:
         offset, crc32 = frames.OUTPUT.unpack_from(payload)
@@ -95,6 +117,7 @@ class Watch:
         if self._order.capture and len(self._captured[stream]) < CAPTURE_LIMIT_BYTES:
             self._captured[stream] += data
         self._sink.emit(Output(host=self.host, stream=stream, data=data, offset=offset))
+        self._keep()
 
     def result(self, *, stopped_by: str | None = None) -> RunResult:
         """Return how the command ended."""

@@ -1,7 +1,7 @@
 """Give a test a cloud of its own: `pytest_plugins = ["chisel.sandbox.pytest"]` in a conftest.py.
 
 The fixture `chisel_sandbox` starts an embedded cloud in a process of its own and points chisel at it: it sets
-CHISEL_DO_API_URL, CHISEL_DO_TOKEN, XDG_CONFIG_HOME and XDG_CACHE_HOME, and nothing else. Afterwards nothing is left.
+CHISEL_DO_API_URL, CHISEL_DO_TOKEN, XDG_CONFIG_HOME and XDG_CACHE_HOME, and CHISEL_AGENT=off, so that no process stays.
 
     @pytest.mark.chisel_sandbox(faults=["create-then-504"], list_lag_s=3)
     def test_my_sweep_survives_a_bad_gateway(chisel_sandbox):
@@ -151,4 +151,5 @@ def chisel_sandbox(
             monkeypatch.setenv(name, value)
         for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
             monkeypatch.setenv(name, str(tmp_path / name.lower()))
+        monkeypatch.setenv("CHISEL_AGENT", "off")
         yield running

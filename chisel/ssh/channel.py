@@ -15,7 +15,7 @@ from chisel.model import Host
 from chisel.node import frames
 from chisel.node.frames import Frame, Kind
 from chisel.ssh.boot import MISSING, MISSING_STATUS
-from chisel.ssh.window import correct
+from chisel.ssh.window import correct, widen
 
 BUFFER_LIMIT = 1 << 18
 _STDERR_LIMIT = 8192
@@ -128,6 +128,15 @@ class NodeChannel:
     def exit_status(self) -> int | None:
         """Return the node program's own exit status once it has ended."""
         return self._channel.get_exit_status()
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether the session has ended or failed."""
+        return self._session.is_closed or self._session.error is not None
+
+    def widen(self, window: int) -> None:
+        """Let more arrive unread, in bytes, than the session was opened with."""
+        widen(self._channel, window)
 
     async def send(self, kind: int, payload: bytes = b"") -> None:
         """Send one frame, waiting while the peer's window is full; raises HostUnreachable when the link is gone."""

@@ -2,85 +2,72 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
 import asyncssh
 from anyio import to_thread
+from anyio.abc import TaskGroup
 
-from chisel.errors import HostUnreachable, NotReady
+from chisel.errors import HostUnreachable
 from chisel.model import Host
-from chisel.node.frames import REQUEST_VARIABLE, Kind, as_json
-from chisel.ssh.boot import install_line, start_line
-from chisel.ssh.channel import NodeChannel, NodeSession
+from chisel.ssh.channel import NodeChannel
+from chisel.ssh.connection import (
+    DEFAULT_WINDOW,
+    Connection,
+    Deadlines,
+    ahead_of,
+    answer_of,
+)
 from chisel.ssh.early import Departures, depart, may_begin_early
 from chisel.ssh.keys import KeyPair, load_or_create_client_key
 from chisel.ssh.link import Link
 from chisel.ssh.pipelined import AGREED, READ_IN, Ahead, NotPipelined, connect_pipelined, would_agree
 from chisel.ssh.program import NodeProgram, pack_node_program
-from chisel.ssh.refusal import remote_error
+from chisel.ssh.reserve import Pace
 from chisel.ssh.silence import Listening
 from chisel.ssh.translate import translated
 
-DEFAULT_WINDOW = 2 << 20
 MOST_AT_ONCE = 64
 """Logins under way at a time: each is judged by its own silence, and is not to wait for this machine's processors."""
 
-MOST_REQUEST_BYTES = 48 << 10
-"""A longer request is sent when the role asks for it: Linux takes variables of up to 128 KiB (execve(2))."""
 
-_ABANDON_S = 1.0
-_FOLLOWED = frozenset({"supervise", "attach"})
-_SECRET = frozenset({"hostkey"})
 _CLOSE_S = 2.0
 _KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr")
 
 
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """How long to wait, in seconds: for TCP, login, a peer silent in it, the node's hello, a silent connection."""
-
-    connect_s: float = 3.0
-    login_s: float = 15.0
-    silence_s: float = 3.0
-    hello_s: float = 20.0
-    keepalive_s: float = 3.0
-    keepalive_count: int = 3
-
-
-@dataclass(frozen=True, slots=True)
-class ShellAnswer:
-    """What a line in the remote shell gave; `status` is None when it was ended by a signal."""
-
-    status: int | None
-    stdout: bytes
-    stderr: bytes
-
-
 @asynccontextmanager
 async def open_connector(
-    client_key: KeyPair | Path, *, deadlines: Deadlines | None = None, departures: Departures | None = None
+    client_key: KeyPair | Path,
+    *,
+    deadlines: Deadlines | None = None,
+    departures: Departures | None = None,
+    reserve: Mapping[str, int] | None = None,
 ) -> AsyncIterator[Connector]:
     """Give the keeper of connections that log in with this key; leaving closes them all, in bounded time.
 
-    `departures` are sockets that are on their way already; who made them closes those that were of no use.
+    `departures` are sockets that are on their way already; who made them closes those that were of no use. `reserve`
+    says how many sessions of which role every connection keeps ready (see `chisel.ssh.reserve`).
     """
     pair = (
         await to_thread.run_sync(load_or_create_client_key, client_key) if isinstance(client_key, Path) else client_key
     )
     program = await to_thread.run_sync(pack_node_program)
-    connector = Connector(pair, program, deadlines or Deadlines(), departures)
-    try:
-        yield connector
-    finally:
-        with anyio.move_on_after(_CLOSE_S, shield=True):
-            await connector.close()
+    async with AsyncExitStack() as stack:
+        # without a reserve there is no task to own: then it may be left by another task than it was entered by
+        tasks = await stack.enter_async_context(anyio.create_task_group()) if reserve else None
+        connector = Connector(pair, program, deadlines or Deadlines(), departures, tasks, reserve or {})
+        try:
+            yield connector
+        finally:
+            with anyio.move_on_after(_CLOSE_S, shield=True):
+                await connector.close()
+            if tasks is not None:
+                tasks.cancel_scope.cancel()
 
 
 class Connector:
@@ -90,10 +77,17 @@ class Connector:
     """
 
     def __init__(
-        self, pair: KeyPair, program: NodeProgram, deadlines: Deadlines, departures: Departures | None = None
+        self,
+        pair: KeyPair,
+        program: NodeProgram,
+        deadlines: Deadlines,
+        departures: Departures | None,
+        tasks: TaskGroup | None,
+        reserve: Mapping[str, int],
     ) -> None:
         self.plain: set[Host] = set()
         self._departures = departures
+        self._reserve = tasks, reserve, Pace()
         self._key = asyncssh.import_private_key(pair.private_openssh)
         self._program = program
         self._deadlines = deadlines
@@ -110,11 +104,13 @@ class Connector:
         """
         async with self._locks.setdefault(host, anyio.Lock()):
             known = self._connections.get(host)
-            if known is not None and not known.is_lost:
+            if known is not None and await known.is_alive():
                 return known
+            self.forget(host)
             first = await self._open(host, ahead)
-            fresh = Connection(host, first, self._program, self._deadlines, self._open)
+            fresh = Connection(host, first, self._program, self._deadlines, self._open, self._reserve)
             self._connections[host] = fresh
+            fresh.fill_reserve()
             return fresh
 
     @asynccontextmanager
@@ -125,7 +121,7 @@ class Connector:
 
         A HostUnreachable raised by it says in `was_asked` whether the request was on its way.
         """
-        ahead = _ahead(host, self._program, role, request, window or DEFAULT_WINDOW)
+        ahead = ahead_of(host, self._program, role, request, window or DEFAULT_WINDOW)
         try:
             connection = await self.connect(host, ahead=ahead)
         except HostUnreachable as error:
@@ -141,7 +137,17 @@ class Connector:
     async def ask(self, host: Host, role: str, request: dict[str, Any]) -> dict[str, Any]:
         """Connect where needed and start a role that gives one answer, in one go: see `Connection.ask`."""
         async with self.node(host, role, request) as channel:
-            return await _answer(channel, host, role)
+            return await answer_of(channel, host, role)
+
+    def is_warm(self, host: Host) -> bool:
+        """Say whether there is a connection to a host, nothing is known against it, and its reserve is full."""
+        known = self._connections.get(host)
+        return known is not None and known.is_warm
+
+    def doubt(self) -> None:
+        """Have every connection asked for a sign of life before it is used again: this machine has slept."""
+        for connection in self._connections.values():
+            connection.is_doubted = True
 
     def forget(self, host: Host) -> None:
         """Close the connection to a host, if there is one, without waiting."""
@@ -232,218 +238,6 @@ class Connector:
         }
 
 
-class Connection:
-    """A verified connection: one link, and more of them while more than `MOST_SESSIONS` sessions are open at a time.
-
-    Links are opened one after the other: sshd drops some of those that come at once (MaxStartups, sshd_config(5)).
-    """
-
-    def __init__(
-        self,
-        host: Host,
-        first: Link,
-        program: NodeProgram,
-        deadlines: Deadlines,
-        more: Callable[[Host], Awaitable[Link]],
-    ) -> None:
-        self.host = host
-        self._links = [first]
-        self._program = program
-        self._deadlines = deadlines
-        self._more = more
-        self._opening = anyio.Lock()
-        self._drops_environment = False
-
-    @property
-    def is_lost(self) -> bool:
-        """Say whether the first of its links has ended."""
-        return self._links[0].is_lost
-
-    def abort(self) -> None:
-        """Drop the connection at once."""
-        for link in self._links:
-            link.raw.abort()
-
-    async def close(self) -> None:
-        """Close in order."""
-        for link in self._links:
-            link.raw.close()
-        for link in self._links:
-            await link.raw.wait_closed()
-
-    @asynccontextmanager
-    async def _link(self) -> AsyncIterator[Link]:
-        """Give a link with room for a session, opening another where all are full."""
-        link = next((one for one in self._links if one.has_room), None)
-        if link is None:
-            async with self._opening:
-                link = next((one for one in self._links if one.has_room), None)
-                if link is None:
-                    if self.is_lost:
-                        raise HostUnreachable(f"the connection to `{self.host.name}` was lost", host=self.host.name)
-                    link = await self._more(self.host)
-                    self._links = [self._links[0], *(one for one in self._links[1:] if not one.is_lost), link]
-        link.sessions += 1
-        try:
-            yield link
-        finally:
-            link.sessions -= 1
-
-    @asynccontextmanager
-    async def node(
-        self, role: str, request: dict[str, Any], *, window: int | None = None, ahead: Ahead | None = None
-    ) -> AsyncIterator[NodeChannel]:
-        """Start a role of the node program, shipping the program first where it is missing, and send the request.
-
-        `window` bounds, in bytes, what may arrive unread; `ahead` is the same session where it was sent with the login.
-        Leaving closes the channel: the role sees the end of its input and ends. Raises HostUnreachable (`was_asked`
-        tells whether the request was on its way), and NotReady when something else than the program answers.
-        """
-        async with self._link() as link:
-            is_followed = role in _FOLLOWED
-            if is_followed:
-                link.follow()
-            try:
-                if ahead is None or ahead.channel is None:
-                    ahead = _ahead(self.host, self._program, role, request, window or DEFAULT_WINDOW)
-                    ahead.env = {} if self._drops_environment else ahead.env
-                channel = await self._start(link, role, request, ahead)
-                try:
-                    yield channel
-                finally:
-                    await channel.close()
-            finally:
-                if is_followed:
-                    link.unfollow()
-
-    async def ask(self, role: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Start a role that gives one answer, and return it.
-
-        Raises RemoteError for what the role refuses, HostUnreachable also when it ends without an answer, NotReady.
-        Waits as long as the role works: give it a deadline.
-        """
-        async with self.node(role, request) as channel:
-            return await _answer(channel, self.host, role)
-
-    async def _start(self, link: Link, role: str, request: dict[str, Any], ahead: Ahead) -> NodeChannel:
-        for ships in (False, True):
-            if ships:
-                line = install_line(self._program.sha256, role, len(self._program.data))
-                ahead = Ahead(NodeSession(self.host), line, {}, ahead.window)
-            was_asked = bool(ahead.env)
-            try:
-                channel = await self._session(link, ahead)
-                try:
-                    with translated(self.host, f"starting `{role}`"), anyio.fail_after(self._deadlines.hello_s):
-                        if ships:
-                            await channel.send_raw(self._program.data)
-                        if ships or not ahead.env:
-                            was_asked = True
-                            with suppress(HostUnreachable):  # it may have ended, saying why: greet tells
-                                await channel.send_json(Kind.REQUEST, request)
-                        if await channel.greet():
-                            if ahead.env and not channel.hello.get("was_asked"):
-                                self._drops_environment = True
-                                await channel.send_json(Kind.REQUEST, request)
-                            return channel
-                except BaseException:
-                    await channel.close()
-                    raise
-                await channel.close()
-            except HostUnreachable as error:
-                error.was_asked = was_asked
-                raise
-        raise NotReady(f"`{self.host.name}` does not keep the node program", host=self.host.name)
-
-    async def _session(self, link: Link, ahead: Ahead) -> NodeChannel:
-        with translated(self.host, "opening a session"), anyio.fail_after(self._deadlines.hello_s):
-            if ahead.channel is not None:
-                await ahead.channel.begun()
-                return NodeChannel(self.host, ahead.session, ahead.channel)
-            raw = await _opened(link.raw, ahead)
-        return NodeChannel(self.host, ahead.session, raw)
-
-    async def shell(self, line: str, *, timeout_s: float, input: bytes = b"") -> ShellAnswer:
-        """Run a short line in the remote shell and return all it gave: for readiness, never for user commands.
-
-        Raises HostUnreachable after `timeout_s`; the line may then still run on the droplet.
-        """
-        async with self._link() as link:
-            with translated(self.host, "asking the shell"), anyio.fail_after(timeout_s):
-                ended = await link.raw.run(line, input=input, encoding=None, check=False)
-        return ShellAnswer(ended.exit_status, _bytes(ended.stdout), _bytes(ended.stderr))
-
-    async def read_file(self, path: PurePosixPath, *, max_bytes: int, timeout_s: float = 30.0) -> bytes:
-        """Return a single file's content over SFTP; raises HostUnreachable, also for a file above `max_bytes`."""
-        async with self._link() as link:
-            with translated(self.host, f"reading `{path}`"), anyio.fail_after(timeout_s):
-                async with link.raw.start_sftp_client() as sftp, sftp.open(str(path), "rb") as source:
-                    data = await source.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise HostUnreachable(
-                f"`{path}` on `{self.host.name}` is larger than {max_bytes} bytes", host=self.host.name
-            )
-        return _bytes(data)
-
-    async def write_file(self, path: PurePosixPath, data: bytes, *, mode: int = 0o600, timeout_s: float = 30.0) -> None:
-        """Write a single file over SFTP, beside its place and then renamed into it."""
-        new = f"{path}.new"
-        async with self._link() as link:
-            with translated(self.host, f"writing `{path}`"), anyio.fail_after(timeout_s):
-                async with link.raw.start_sftp_client() as sftp:
-                    async with sftp.open(new, "wb", asyncssh.SFTPAttrs(permissions=mode)) as out:
-                        await out.write(data)
-                    await sftp.posix_rename(new, str(path))
-
-
-async def _opened(raw: asyncssh.SSHClientConnection, ahead: Ahead) -> asyncssh.SSHClientChannel[bytes]:
-    """Open a session; cancelled meanwhile, wait for it a little and close it: asyncssh would leave it open.
-
-    asyncssh 2.24 forgets nothing of a session whose opening is cancelled: the peer starts the command all the same, and
-    its input never ends.
-    """
-    opening = asyncio.get_running_loop().create_task(
-        raw.create_session(
-            lambda: ahead.session, ahead.line, encoding=None, request_pty=False, window=ahead.window, env=ahead.env
-        )
-    )
-    try:
-        return (await asyncio.shield(opening))[0]
-    except asyncio.CancelledError:
-        with anyio.move_on_after(_ABANDON_S, shield=True), suppress(OSError, asyncssh.Error):
-            channel, _ = await asyncio.shield(opening)
-            channel.close()
-            await channel.wait_closed()
-        opening.cancel()
-        raise
-
-
-async def _answer(channel: NodeChannel, host: Host, role: str) -> dict[str, Any]:
-    while frames := await channel.receive():
-        for frame in frames:
-            if frame.kind == Kind.ERROR:
-                raise remote_error(frame, host.name)
-            if frame.kind == Kind.REPLY:
-                answer: dict[str, Any] = frame.json()
-                channel.done()
-                return answer
-    raise HostUnreachable(f"`{host.name}` ended `{role}` without an answer", host=host.name)
-
-
-def _ahead(host: Host, program: NodeProgram, role: str, request: dict[str, Any], window: int) -> Ahead:
-    """Return the session that starts a role; its request travels as a variable where it is not too long for one."""
-    text = as_json(request)
-    env: dict[str | bytes, str | bytes] = {}
-    env = {REQUEST_VARIABLE: text.decode()} if len(text) <= MOST_REQUEST_BYTES and role not in _SECRET else {}
-    return Ahead(NodeSession(host), start_line(program.sha256, role), env, window)
-
-
 def _public_key(line: str) -> asyncssh.SSHKey:
     algorithm, blob = line.split()[:2]
     return asyncssh.import_public_key(f"{algorithm} {blob}")
-
-
-def _bytes(data: bytes | str | bytearray | memoryview | None) -> bytes:
-    if isinstance(data, str):
-        return data.encode("utf-8", "surrogateescape")
-    return bytes(data or b"")

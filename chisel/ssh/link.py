@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import anyio
 import asyncssh
 
 MOST_SESSIONS = 8
@@ -41,3 +44,14 @@ class Link:
         self._followed -= 1
         if not self._followed and not self.is_lost:
             self.raw.set_keepalive(*self._keepalive)
+
+    async def answers(self, within_s: float) -> bool:
+        """Ask the peer for a sign of life: a request that sshd refuses, as any (RFC 4254, 4)."""
+        ask: Any = self.raw._make_global_request  # noqa: SLF001 - there is no public way to ask for one
+        with anyio.move_on_after(within_s):
+            try:
+                await ask(b"keepalive@openssh.com")
+            except (OSError, asyncssh.Error):
+                return False
+            return True
+        return False

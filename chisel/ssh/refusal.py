@@ -9,6 +9,7 @@ _HINTS = {
     "no-cwd": "chisel sync",
     "disk-full": "chisel run 'df -h ~', then make room there",
     "busy": "wait for the other sync, then try again",
+    "owned": "chisel sync --take-over makes it yours",
 }
 
 

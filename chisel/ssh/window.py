@@ -36,3 +36,13 @@ def correct(channel: asyncssh.SSHClientChannel[bytes]) -> bool:
 
     inner._deliver_data = deliver
     return True
+
+
+def widen(channel: asyncssh.SSHClientChannel[bytes], window: int) -> None:
+    """Make the receive window of an open channel larger, where this version was read."""
+    inner: Any = channel
+    more = window - inner._init_recv_window if asyncssh.__version__ in CORRECTED else 0
+    if more > 0:
+        inner.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(more))
+        inner._recv_window += more
+        inner._init_recv_window = window

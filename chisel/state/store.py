@@ -32,21 +32,36 @@ class StateStore:
 
     Raises StateError when the file cannot be read, locked or written (nothing is lost then), or when a newer chisel
     wrote it (it is then left alone). A file that is not valid state is set aside as `state.json.corrupt-<n>`, and the
-    state returned names it in `recovered_from`.
+    state returned names it in `recovered_from`. One that `remembers` reads the file again only when it has changed.
     """
 
-    def __init__(self, file: Path, *, lock_deadline_s: float = 10.0) -> None:
+    def __init__(self, file: Path, *, lock_deadline_s: float = 10.0, remembers: bool = False) -> None:
         self.file = file
+        self._remembers = remembers
+        self._remembered: tuple[tuple[int, int, int], State] | None = None
         self._lock_file = file.with_name(file.name + ".lock")
         self._lock_deadline_s = lock_deadline_s
         self._threads = anyio.CapacityLimiter(1)
 
     async def read(self) -> State:
         """Return what is on disk; without a file, an empty state with an owner that only `update` makes last."""
+        stamp = self._stamp() if self._remembers else None
+        if self._remembered is not None and self._remembered[0] == stamp:
+            return self._remembered[1]
         try:
-            return await to_thread.run_sync(self._load, limiter=self._threads)
+            state = await to_thread.run_sync(self._load, limiter=self._threads)
         except NotStateError:
             return await self._when_locked(self._set_aside)
+        self._remembered = (stamp, state) if stamp is not None else None
+        return state
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        """Return what changes with the file, which is always replaced: one look takes less than asking a thread."""
+        try:
+            found = os.stat(self.file)
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     async def update(self, change: Callable[[State], State]) -> State:
         """Replace the state by `change(state)` and return it; nobody else changes it in between.

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from chisel.client.pool import shell_line
+from chisel.client.lines import shell_line
 from chisel.errors import UsageError
 from chisel.events import NullSink
 from chisel.runner import Order, run_pool

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 from anyio import to_thread
@@ -12,11 +13,14 @@ from chisel.model import DropletId, Host, PullResult, SyncResult
 from chisel.sandbox.base import DropletSpec, home_of
 from chisel.sandbox.droplets import start_droplet
 from chisel.sandbox.standins import DEFAULT_GENERATION
-from chisel.ssh.connector import Connection, open_connector
+from chisel.ssh.connector import Connection, Connector, open_connector
 from chisel.ssh.keys import generate_keypair
-from chisel.sync.pull import pull
+from chisel.sync.index import Index
+from chisel.sync.job import Job, Options
+from chisel.sync.pull import PullOptions, pull
 from chisel.sync.push import push
 from chisel.sync.scan import scan_tree
+from chisel.sync.there import Known
 
 REMOTE = PurePosixPath("~/chisel/tree-1")
 
@@ -26,6 +30,7 @@ class Bench:
     """A local tree, a droplet, and the connection between them."""
 
     connection: Connection
+    connector: Connector
     home: Path
     local: Path
     index: Path
@@ -34,12 +39,23 @@ class Bench:
     def remote(self) -> Path:
         return self.home / "chisel" / "tree-1"
 
-    async def push(self) -> SyncResult:
-        tree = await scan_tree(self.local, self.index)
-        return await push(self.connection, tree, REMOTE, owner="me", sink=NullSink())
+    async def push(self, opens: Any = None, **more: Any) -> SyncResult:
+        """Sync as a chisel of its own does: whatever it knows, it knows from its files."""
+        index, known = await to_thread.run_sync(Index.load, self.index), Known(self.index)
+        options = more.get("options") or Options()
+        tree = more.pop("tree", None) or await scan_tree(self.local, index, is_thorough=options.checks)
+        job = Job(tree, index, known, more.pop("remote", REMOTE), **{"owner": "me", "sink": NullSink(), **more})
+        try:
+            return await push(opens or self.connection.node, self.connection.host, job)
+        finally:
+            job.close()
 
-    async def pull(self, *patterns: str, to: Path) -> PullResult:
-        return await pull(self.connection, REMOTE, patterns, to, sink=NullSink())
+    async def reconnect(self) -> None:
+        """Open another connection in place of one that was cut."""
+        self.connection = await self.connector.connect(self.connection.host)
+
+    async def pull(self, *patterns: str, to: Path, options: PullOptions | None = None) -> PullResult:
+        return await pull(self.connection, REMOTE, patterns, to, sink=NullSink(), options=options)
 
 
 @pytest.fixture
@@ -54,6 +70,6 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await to_thread.run_sync(local.mkdir)
     try:
         async with open_connector(user) as connector:
-            yield Bench(await connector.connect(host), home_of(spec), local, tmp_path / "index" / "one")
+            yield Bench(await connector.connect(host), connector, home_of(spec), local, tmp_path / "index" / "one")
     finally:
         await droplet.close()

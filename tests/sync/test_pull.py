@@ -20,8 +20,10 @@ from chisel.events import NullSink
 from chisel.model import DropletId, Host
 from chisel.node import frames, tree
 from chisel.node.frames import Kind
-from chisel.node.tree import Item
-from chisel.sync.pull import pull
+from chisel.node.offer import Entry
+from chisel.sync.pull import PullOptions, pull
+from chisel.sync.wanted import Caps
+from chisel.sync.writer import Writer
 from tests.sync.conftest import Bench
 from tests.sync.test_push import snapshot, write
 
@@ -96,7 +98,7 @@ async def test_nothing_goes_through_a_local_link(bench: Bench, remote: Path, tmp
     result = await bench.pull("out", "log.txt", to=here)
     assert list(outside.iterdir()) == []
     assert (here / "log.txt").read_text() == "log"
-    assert all(" here" in reason for reason in result.skipped)
+    assert all(" here" in reason or "leads out" in reason for reason in result.skipped)
     assert result.skipped
 
 
@@ -122,7 +124,7 @@ async def test_a_cancelled_pull_leaves_no_half_file(bench: Bench, remote: Path, 
     assert scope.cancelled_caught
     found = await to_thread.run_sync(snapshot, here)
     assert "big" not in found
-    assert not [name for name in found if ".chisel-" in name]
+    assert all(name.startswith(".chisel-pull") for name in found if "chisel" in name)
 
 
 async def test_a_target_that_cannot_be_written_is_an_error(bench: Bench, remote: Path, tmp_path: Path) -> None:
@@ -137,30 +139,43 @@ async def test_a_target_that_cannot_be_written_is_an_error(bench: Bench, remote:
 class Liar:
     """A connection to a droplet that sends whatever it likes."""
 
-    def __init__(self, records: Sequence[bytes], *, is_cut: bool = False) -> None:
+    def __init__(self, records: Sequence[bytes], *, listing: Sequence[bytes] = (), is_cut: bool = False) -> None:
         self.host = Host("liar", DropletId(1), "127.0.0.1", 1, "root", "")
-        self._data = zlib.compress(b"".join(records))
+        self._parts = [zlib.compress(b"".join(records))]
+        self._listing = zlib.compress(b"".join(listing))
         self._is_cut = is_cut
 
     @asynccontextmanager
     async def node(self, role: str, request: dict[str, Any]) -> AsyncIterator[Liar]:
-        assert (role, request["patterns"]) == ("send", ["."])
+        assert role == "send"
+        if request["asks"]:
+            self._parts.insert(0, self._listing)
         yield self
 
     async def receive(self) -> list[frames.Frame]:
         if self._is_cut:
             return []
-        return [frames.Frame(Kind.DATA, self._data), frames.Frame(Kind.DATA_END, b"")]
+        return [frames.Frame(Kind.DATA, self._parts.pop(0)), frames.Frame(Kind.DATA_END, b"")]
+
+    async def send(self, kind: int, payload: bytes = b"") -> None:
+        assert kind in {Kind.DATA, Kind.DATA_END}
+
+    async def send_json(self, kind: int, obj: Any) -> None:
+        assert kind == Kind.ACK
+
+    def done(self) -> None:
+        pass
 
 
 def item(path: str, content: bytes = b"x", digest: str | None = None, **changes: Any) -> list[bytes]:
-    one = Item(path, tree.FILE, 0o644, "", len(content), 1)._replace(**changes)
+    one = Entry(path, 0o644, len(content), len(content), 1, 1, 1)._replace(**changes)
     end = hashlib.sha256(content).hexdigest() if digest is None else digest
-    return [tree.pack(["item", *one]), tree.pack_bytes(content), tree.pack(["end", end])]
+    return [tree.pack(["file", *one]), tree.pack_bytes(content), tree.pack(["end", end, "", *one])]
 
 
-async def pull_from(liar: Liar, to: Path) -> Any:
-    return await pull(liar, PurePosixPath("~"), ["."], to, sink=NullSink())
+async def pull_from(liar: Liar, to: Path, *patterns: str, caps: Caps | None = None) -> Any:
+    options = PullOptions(caps=caps or Caps())
+    return await pull(liar, PurePosixPath("~"), patterns or ["."], to, sink=NullSink(), options=options)
 
 
 @pytest.mark.parametrize(
@@ -172,14 +187,16 @@ async def pull_from(liar: Liar, to: Path) -> Any:
         item("nul\0"),
         item("a//b"),
         item("x", digest="0" * 64),
+        item("x", b"more", size=3),
+        item("x", b"less", size=5),
         item("x")[:2],
         [tree.pack_bytes(b"no file")],
         [*item("x")[:1], *item("y")],
         [tree.pack(["strange", "x"])],
-        [tree.pack(["item", "x", tree.FILE, "0644", "", 1, 1])],
+        [tree.pack(["file", "x", "0644", 1, 1, 1, 1, 1, False])],
         [tree.pack(["end", "0" * 64])],
     ],
-    ids=range(12),
+    ids=range(14),
 )
 async def test_a_lying_droplet_is_refused_and_writes_nothing(records: list[bytes], tmp_path: Path) -> None:
     here = tmp_path / "in" / "here"
@@ -190,13 +207,15 @@ async def test_a_lying_droplet_is_refused_and_writes_nothing(records: list[bytes
 
 async def test_a_link_cannot_be_used_to_get_out(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
-    link = Item("sub/l", tree.LINK, 0, "../../outside")
-    inner = Item("l", tree.LINK, 0, "sub")
-    records = [tree.pack(["item", *link]), tree.pack(["item", *inner]), *item("sub/l/x"), *item("l/y")]
-    result = await pull_from(Liar(records), tmp_path / "here")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "l").symlink_to("../outside")
+    links = [tree.pack(["link", path, target]) for path, target in (("sub/k", "../../outside"), ("sub/x", "."))]
+    listing = [*links, item("sub/k/x")[0], item("l/y")[0]]
+    result = await pull_from(Liar([*item("sub/k/x"), *item("l/y")], listing=listing), tmp_path / "here")
     assert list((tmp_path / "outside").iterdir()) == []
-    assert any(reason.startswith("sub/l: a link that leads out") for reason in result.skipped)
+    assert any(reason.startswith("sub/k: a link that leads out") for reason in result.skipped)
     assert any(reason.startswith("l/y: ") for reason in result.skipped)
+    assert os.readlink(tmp_path / "here" / "sub" / "x") == "."
 
 
 async def test_setuid_never_arrives(tmp_path: Path) -> None:
@@ -207,3 +226,84 @@ async def test_setuid_never_arrives(tmp_path: Path) -> None:
 async def test_a_cut_pull_is_unreachable(tmp_path: Path) -> None:
     with pytest.raises(HostUnreachable, match="in the middle"):
         await pull_from(Liar([], is_cut=True), tmp_path)
+
+
+async def test_only_what_was_asked_for_is_written(tmp_path: Path) -> None:
+    records = [*item("out/x"), *item("Makefile"), *item("out/.git/config"), *item(".chisel-pull/part")]
+    result = await pull_from(Liar(records), tmp_path / "here", "out/")
+    assert set(await to_thread.run_sync(snapshot, tmp_path / "here")) == {"out", "out/x"}
+    assert [reason.partition(": ")[0] for reason in result.skipped] == [
+        "Makefile",
+        "out/.git/config",
+        ".chisel-pull/part",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("caps", "option"),
+    [(Caps(files=2), "--max-files"), (Caps(bytes=5), "--max-bytes"), (Caps(depth=2), "--max-depth")],
+    ids=["files", "bytes", "depth"],
+)
+@pytest.mark.parametrize("asks", [False, True])
+async def test_there_is_an_end_to_what_a_droplet_may_send(caps: Caps, option: str, asks: bool, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    if asks:
+        write(here / "there", "x")
+    names = ["one", "two", "a/b/three"]
+    listing = [item(name, b"xx")[0] for name in names]
+    liar = Liar([record for name in names for record in item(name, b"xx")], listing=listing)
+    with pytest.raises(RemoteError) as caught:
+        await pull_from(liar, here, caps=caps)
+    assert (caught.value.code, caught.value.hint) == ("too-much", f"{option} allows more")
+    assert "a" not in await to_thread.run_sync(snapshot, here)
+
+
+async def test_holes_count_as_much_as_they_seem(tmp_path: Path) -> None:
+    one = Entry("x", 0o644, 1 << 50, 0, 1, 1, 1)
+    records = [tree.pack(["file", *one]), tree.pack(["hole", 1 << 50])]
+    with pytest.raises(RemoteError, match="more than"):
+        await pull_from(Liar(records), tmp_path)
+
+
+async def test_a_path_that_comes_twice_is_said(tmp_path: Path) -> None:
+    result = await pull_from(Liar([*item("x", b"one"), *item("x", b"two"), *item("x/y")]), tmp_path / "here")
+    assert (tmp_path / "here" / "x").read_text() == "one"
+    assert [reason.partition(": ")[0] for reason in result.skipped] == ["x", "x/y"]
+
+
+async def test_what_needs_more_room_than_there_is_writes_nothing(tmp_path: Path) -> None:
+    listing = [tree.pack(["total", 1, 1 << 39, 1 << 39])]
+    with pytest.raises(ChiselError, match="no room"):
+        await pull_from(Liar([*listing, *item("x")]), tmp_path / "here")
+    assert await to_thread.run_sync(snapshot, tmp_path) == {"here": "directory"}
+
+
+def test_names_that_a_file_system_takes_for_one_are_said(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "here", folds=True)
+    names = ["Readme", "README", "caf\u00e9", "cafe\u0301", "Dir/x", "dir/y", "fine"]
+    writer.feed(zlib.compress(b"".join(record for name in names for record in item(name))))
+    writer.end()
+    writer.close()
+    assert writer.refused == ["README", "cafe\u0301", "dir/y"]
+    assert set(snapshot(tmp_path / "here")) == {"Readme", "caf\u00e9", "Dir", "Dir/x", "fine"}
+
+
+@pytest.mark.parametrize(
+    ("links", "made"),
+    [
+        ([("p/q/r/d", "../../.."), ("e", "p/q/r/d/../..")], ["p/q/r/d"]),
+        ([("a", "b"), ("b", "a")], ["a", "b"]),
+        ([("a/b", "../c"), ("c", "..")], ["a/b"]),
+        ([("a", "./././b/./c")], ["a"]),
+        ([("a", "b/../c")], []),
+        ([("a", "/")], []),
+        ([("a/b", "..")], ["a/b"]),
+        ([("a/b", "../..")], []),
+    ],
+)
+async def test_links_stay_inside_even_through_each_other(
+    links: list[tuple[str, str]], made: list[str], tmp_path: Path
+) -> None:
+    await pull_from(Liar([tree.pack(["link", *link]) for link in links]), tmp_path / "in" / "here")
+    found = await to_thread.run_sync(snapshot, tmp_path / "in" / "here")
+    assert sorted(name for name, what in found.items() if what != "directory") == made

@@ -27,6 +27,7 @@ class Proxy:
         self._stall_after: int | None = None
         self._stall_s = 0.0
         self._refuses_until = 0.0
+        self._reset_after: int | None = None
         self._is_over = False
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -52,6 +53,10 @@ class Proxy:
         """Stop everything after some more bytes, in the middle of whatever that is, for a while."""
         self._stall_after, self._stall_s = after, seconds
 
+    def reset_after(self, count: int) -> None:
+        """Cut every connection when so many more bytes have passed, in the middle of whatever that is."""
+        self._reset_after = count
+
     def refuse(self, seconds: float) -> None:
         """Cut everything and let nobody in for a while: sshd restarts."""
         self._refuses_until = time.monotonic() + seconds
@@ -60,6 +65,7 @@ class Proxy:
     def behave(self) -> None:
         """Be a good network again, for new connections."""
         self._stall_after, self._held_until, self._refuses_until = None, 0.0, 0.0
+        self._reset_after = None
 
     def close(self) -> None:
         self._is_over = True
@@ -111,10 +117,18 @@ class Proxy:
         size = _PIECE
         if self._stall_after is not None:
             size = max(1, min(size, self._stall_after))
+        if self._reset_after is not None:
+            size = max(1, min(size, self._reset_after))
         try:
             data = one.recv(size)
             if data:
                 other.sendall(data)
+            if self._reset_after is not None:
+                self._reset_after -= len(data)
+                if self._reset_after <= 0:
+                    self._reset_after = None
+                    self.reset()
+                    return
         except OSError:
             data = b""
         if not data:

@@ -1,0 +1,219 @@
+"""Compose a sync: the local tree scanned while the droplets are connected to, one part for each of them."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import to_thread
+
+from chisel.errors import ChiselError, RemoteError, UsageError
+from chisel.events import Notice, SyncEnded
+from chisel.model import Host, RunResult, SyncResult
+from chisel.runner import Order, describe
+from chisel.sync.index import Index, index_file_for
+from chisel.sync.job import Job
+from chisel.sync.job import Options as SyncOptions
+from chisel.sync.push import push, remote_root_for
+from chisel.sync.scan import LocalTree, scan_tree
+from chisel.sync.there import Known
+from chisel.sync.throttle import Throttle
+
+if TYPE_CHECKING:
+    from chisel.client.client import Client
+    from chisel.client.pool import Pool
+    from chisel.ssh.connector import Connector
+
+__all__ = ["SyncOptions", "Trees", "run_synced", "sync", "syncing"]
+
+_REMEMBER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What is kept of one local tree between two syncs: the hashes of its files, and who has what of it."""
+
+    index: Index
+    known: Known
+
+
+class Trees:
+    """The local trees of one client, kept warm: the second sync of a tree reads no index."""
+
+    def __init__(self, index_dir: Path) -> None:
+        self._index_dir = index_dir
+        self._trees: dict[Path, Tree] = {}
+
+    def of(self, root: Path) -> Tree:
+        """Return what is kept of a tree. Blocking, the first time."""
+        if root not in self._trees:
+            file = index_file_for(self._index_dir, root)
+            self._trees[root] = Tree(Index.load(file), Known(file))
+        return self._trees[root]
+
+
+@asynccontextmanager
+async def syncing(
+    client: Client,
+    local: LocalTree | None,
+    tree: Tree,
+    remote: PurePosixPath,
+    *,
+    options: SyncOptions | None = None,
+    bytes_per_s: float | None = None,
+    **more: Any,
+) -> AsyncIterator[Job]:
+    """Give the job of bringing a scanned tree to droplets; nothing of it is left open."""
+    job = Job(
+        local,
+        tree.index,
+        tree.known,
+        remote,
+        owner=(await client.store.read()).owner,
+        owner_name=await to_thread.run_sync(_owner_name),
+        sink=client.sink,
+        options=options,
+        throttle=Throttle(bytes_per_s),
+        **more,
+    )
+    try:
+        yield job
+    finally:
+        job.close()
+
+
+async def scanned(client: Client, root: Path, options: SyncOptions | None = None) -> tuple[LocalTree, Tree]:
+    """Scan a tree; returns it with what is kept of it."""
+    tree = await to_thread.run_sync(client.trees.of, root)
+    return await scan_tree(root, tree.index, is_thorough=options is not None and options.checks), tree
+
+
+async def scanned_meanwhile(
+    client: Client, root: Path, hosts: list[Host], options: SyncOptions | None = None
+) -> tuple[tuple[LocalTree, Tree], Connector]:
+    """Scan a tree while connections to droplets are on their way; returns what `scanned` does, and their keeper."""
+    found: list[tuple[LocalTree, Tree]] = []
+    troubles: list[ChiselError] = []
+    connectors: list[Connector] = []
+
+    async def scan() -> None:
+        try:
+            found.append(await scanned(client, root, options))
+        except ChiselError as error:
+            troubles.append(error)
+
+    async def connect() -> None:
+        try:
+            connectors.append(await client.connector(hosts))
+        except ChiselError as error:
+            troubles.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(scan)
+        tasks.start_soon(connect)
+    if troubles:
+        raise troubles[0]
+    return found[0], connectors[0]
+
+
+async def sync(
+    pool: Pool,
+    client: Client,
+    path: Path | str | None,
+    *,
+    to: str | None,
+    options: SyncOptions | None,
+    bytes_per_s: float | None,
+) -> list[SyncResult]:
+    """Sync a pool: see `Pool.sync`."""
+    root = await client.root_to_sync(path)
+    remote = PurePosixPath(to) if to else remote_root_for(root)
+    if to and not to.startswith(("/", "~/")):
+        raise UsageError(f"`{to}` is neither an absolute path on the droplet nor one below its home", hint="--to ~/DIR")
+    hosts, results = pool.hosts(), dict[str, SyncResult]()
+    (local, tree), connector = await scanned_meanwhile(client, root, hosts, options)
+
+    async def one(host: Host, job: Job) -> None:
+        try:
+            result = await push(partial(connector.node, host), host, job)
+        except ChiselError as error:
+            result = SyncResult(host=host.name, root=str(remote), error=describe(error))
+        results[host.name] = result
+        client.sink.emit(SyncEnded(host=host.name, result=result))
+
+    async with (
+        syncing(client, local, tree, remote, options=options, bytes_per_s=bytes_per_s) as job,
+        anyio.create_task_group() as tasks,
+    ):
+        for host in hosts:
+            tasks.start_soon(one, host, job)
+    is_dry = options is not None and options.is_dry
+    good = [result for result in results.values() if result.error is None]
+    if good and not is_dry:
+        await client.remember_sync(root, str(remote), good[0].tree_hash)
+        await _set_up(client, hosts, root, remote, results)
+    return [results[name] for name in pool.names]
+
+
+async def run_synced(
+    pool: Pool,
+    client: Client,
+    order: Order,
+    follow: Callable[..., Awaitable[list[RunResult]]],
+    options: SyncOptions | None,
+    where: Callable[[str], str],
+) -> list[RunResult]:
+    """Run a command with a sync ahead of it in the same message; `where` says in which directory, given the copy's.
+
+    A project with a setup script is synced before, because the script has to run in between.
+    """
+    root = await client.root_to_sync(None)
+    remote = remote_root_for(root)
+    cwd = where(client.remote_place(root, str(remote)))
+    if client.where.project.settings.setup is not None:
+        results = await sync(pool, client, None, to=None, options=options, bytes_per_s=None)
+        failed = [result for result in results if result.error is not None]
+        if failed:
+            raise RemoteError(failed[0].error or "", host=failed[0].host, code="sync")
+        order = replace(order, cwd=cwd, tree_hash=results[0].tree_hash)
+        return await follow(await client.connector(pool.hosts()), order=order)
+    (local, tree), connector = await scanned_meanwhile(client, root, pool.hosts(), options)
+    ended: list[SyncResult] = []
+
+    def on_end(result: SyncResult) -> None:
+        ended.append(result)
+        client.sink.emit(SyncEnded(host=result.host, result=result))
+
+    try:
+        async with syncing(client, local, tree, remote, options=options, on_end=on_end) as job:
+            return await follow(connector, order=replace(order, cwd=cwd, sync=job))
+    finally:
+        if ended:
+            with anyio.move_on_after(_REMEMBER_S, shield=True):
+                await client.remember_sync(root, str(remote), ended[0].tree_hash)
+
+
+async def _set_up(
+    client: Client, hosts: list[Host], root: Path, remote: PurePosixPath, results: dict[str, SyncResult]
+) -> None:
+    from chisel.client.setup import set_up
+
+    synced = [host for host in hosts if results[host.name].error is None]
+    for name, trouble in (await set_up(client, synced, root, remote)).items():
+        results[name] = replace(results[name], error=f"setup: {trouble}", setup_error=trouble)
+        client.sink.emit(Notice(host=name, level="error", message=f"setup: {trouble}"))
+
+
+def _owner_name() -> str:
+    """Return who this is, for the owner of another machine to read."""
+    name = "somebody"
+    with suppress(OSError, KeyError, ImportError):
+        name = getpass.getuser()
+    return f"{name}@{socket.gethostname()}"[:100]

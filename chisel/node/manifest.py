@@ -1,0 +1,243 @@
+"""Know what was pushed to a working copy, and find what somebody else changed there since.
+
+A manifest is a snapshot and a journal beside it: before a switch its intentions are noted, so that a later sync knows
+every path that may have come from here, after it how everything looks now. Standard library only, Python 3.10.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import time
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from . import kept, tree
+from .tree import DIRECTORY, FILE, LINK, OTHER, Directories, Item
+
+RACY_NS = 50_000_000
+_VERSION = 2
+_LONGEST_JOURNAL = 256 << 10
+_MOST_CHANGES = 1000
+_SPECIAL = 0o7000
+
+Look = tuple[int, ...]
+
+
+class Row(NamedTuple):
+    """One path of a manifest; `look` is how `stat` saw it then, None when that cannot be relied on."""
+
+    kind: str
+    mode: int
+    digest: str
+    size: int
+    mtime_ns: int
+    look: Look | None
+
+    def item(self, path: str) -> Item:
+        """Return it as an item."""
+        return Item(path, self.kind, self.mode, self.digest, self.size, self.mtime_ns)
+
+
+def row_of(item: Item, look: Look | None) -> Row:
+    """Return the row for an item."""
+    return Row(item.kind, item.mode, item.digest, item.size, item.mtime_ns, look)
+
+
+Rows = dict[str, Row]
+
+
+@dataclass(slots=True)
+class Facts:
+    """What a manifest is of: `token` names this state of it, `owner` whoever pushed last, in words `owner_name`."""
+
+    tree: str = ""
+    token: str = ""
+    owner: str = ""
+    owner_name: str = ""
+    synced_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Manifest:
+    """The manifest of one working copy, in a directory of its own."""
+
+    directory: str
+    facts: Facts = field(default_factory=Facts)
+    rows: Rows = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, directory: str) -> Manifest:
+        """Read it; an empty one when there is none. Its token counts on this machine and since its boot only."""
+        found = cls(directory)
+        snapshot = kept.read(found._snapshot)
+        here = _here()
+        machine = ""
+        for entry in [snapshot, *kept.journal(found._journal)]:
+            try:
+                machine = found._replay(entry) or machine
+            except (TypeError, ValueError, KeyError, AttributeError):
+                continue
+        if machine != here:
+            found.facts.token = ""
+        return found
+
+    def intend(self, rows: Rows) -> None:
+        """Note what a switch is about to make: should it be cut short, these paths count as ours, unseen."""
+        self._append({"intends": {path: tuple(row) for path, row in rows.items()}})
+
+    def settle(self, changed: Rows, removed: list[str], facts: Facts) -> None:
+        """Note how everything is now. Raises OSError; it is then as if the switch had been cut short."""
+        for path in removed:
+            self.rows.pop(path, None)
+        self.rows.update(changed)
+        self.facts = facts
+        if len(changed) + len(removed) > _MOST_CHANGES:
+            self._save()
+            return
+        entry = {"facts": _plain(facts), "rows": {path: tuple(row) for path, row in changed.items()}, "gone": removed}
+        if self._append(entry) > _LONGEST_JOURNAL:
+            self._save()
+
+    def _replay(self, entry: Any) -> str:
+        """Take one entry of the file; return the machine it was written on, empty for an intention."""
+        if not entry or entry["version"] != _VERSION:
+            return ""
+        if "intends" in entry:
+            for path, row in entry["intends"].items():
+                self.rows[path] = Row(*row)._replace(look=None)
+            self.facts.tree = self.facts.token = ""
+            return ""
+        for path in entry["gone"]:
+            self.rows.pop(path, None)
+        for path, row in entry["rows"].items():
+            self.rows[path] = Row(*row)
+        self.facts = Facts(**entry["facts"])
+        return str(entry["machine"])
+
+    def _save(self) -> None:
+        rows = {path: tuple(row) for path, row in self.rows.items()}
+        entry = {"version": _VERSION, "machine": _here(), "facts": _plain(self.facts), "rows": rows, "gone": []}
+        kept.write(self._snapshot, entry, is_durable=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._journal)
+
+    def _append(self, entry: dict[str, Any]) -> int:
+        return kept.append(self._journal, {"version": _VERSION, "machine": _here(), **entry})
+
+    @property
+    def _snapshot(self) -> str:
+        return os.path.join(self.directory, "manifest")
+
+    @property
+    def _journal(self) -> str:
+        return os.path.join(self.directory, "journal")
+
+
+def _plain(facts: Facts) -> dict[str, Any]:
+    return {name: getattr(facts, name) for name in Facts.__slots__}
+
+
+def new_token() -> str:
+    """Return a name for a state that no other state has."""
+    return secrets.token_hex(8)
+
+
+def _here() -> str:
+    """Name this machine and its boot: a restored or copied disk is not what was synced."""
+    found = []
+    for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as source:
+            found.append(source.read().strip())
+    return " ".join(found)
+
+
+def look_of(status: os.stat_result) -> Look:
+    """Return what of `stat` tells that a path was touched."""
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
+
+
+# -- drift
+
+
+class Survey(NamedTuple):
+    """What differs now from the manifest: rows by path, None for what is gone.
+
+    `differs` are the paths with another kind, mode or content, the rest was only touched; `drift` those of them that
+    somebody else must have changed, because they were seen as they should be.
+    """
+
+    changed: dict[str, Row | None]
+    differs: list[str]
+    drift: list[str]
+
+
+def look_around(directories: Directories, rows: Rows, *, is_thorough: bool = False) -> Survey:
+    """Find what differs from a manifest; content is read only where `stat` differs, or everywhere when thorough."""
+    now = time.time_ns()
+    changed: dict[str, Row | None] = {}
+    differs: list[str] = []
+    stat_at, parent, handle = os.stat, "/", -1
+    for path in sorted(rows):
+        row = rows[path]
+        above, _, name = path.rpartition("/")
+        if above != parent:
+            parent, handle = above, _open(directories, above)
+        try:
+            status = stat_at(name, dir_fd=handle, follow_symlinks=False) if handle >= 0 else None
+        except OSError:
+            status = None
+        if status is not None:
+            if row[0] == DIRECTORY:
+                if status.st_mode == stat.S_IFDIR | row[1] | status.st_mode & _SPECIAL:
+                    continue
+            elif not is_thorough and row[5] == (
+                status.st_size,
+                status.st_mtime_ns,
+                status.st_ctime_ns,
+                status.st_ino,
+                status.st_mode,
+            ):
+                continue
+        found = _present(directories, path, status, now)
+        parent = "/"  # the handle of the directory may be another's by now
+        is_same = found is not None and found[:3] == row[:3]
+        if not is_same:
+            differs.append(path)
+        if not is_same or found != row:
+            changed[path] = found
+    drift = [path for path in differs if rows[path].look is not None or rows[path].kind == DIRECTORY]
+    return Survey(changed, differs, drift)
+
+
+def _open(directories: Directories, path: str) -> int:
+    """Return the handle of a directory, -1 where there is none."""
+    try:
+        return directories.get(path)
+    except OSError:
+        return -1
+
+
+def _present(directories: Directories, path: str, status: os.stat_result | None, now: int) -> Row | None:
+    """Describe what is at a path now; a file that keeps changing has an empty digest, which nothing equals."""
+    if status is None:
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        return Row(DIRECTORY, status.st_mode & tree.PERMISSIONS, "", 0, 0, None)
+    if stat.S_ISLNK(status.st_mode):
+        parent, name = directories.of(path)
+        return Row(LINK, 0, os.readlink(name, dir_fd=parent), 0, 0, look_of(status))
+    if not stat.S_ISREG(status.st_mode):
+        return Row(OTHER, 0, "", 0, 0, None)
+    try:
+        hashed = tree.hash_file(directories, path)
+    except (FileNotFoundError, PermissionError):
+        hashed = None
+    if hashed is None:
+        return Row(FILE, status.st_mode & tree.PERMISSIONS, "", status.st_size, status.st_mtime_ns, None)
+    digest, status = hashed
+    # A write in the same clock tick as this look would leave the same times: such a look is not kept.
+    look = None if now - max(status.st_ctime_ns, status.st_mtime_ns) < RACY_NS else look_of(status)
+    return Row(FILE, status.st_mode & tree.PERMISSIONS, digest, status.st_size, status.st_mtime_ns, look)

@@ -1,0 +1,272 @@
+"""Change a working copy in one burst, from what is staged beside it. Standard library only, Python 3.10."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterable
+
+from . import stdio, tree
+from .manifest import Rows, look_of, row_of
+from .stage import Orders, Stage
+from .tree import DIRECTORY, FILE, Directories, Item
+
+_OWNER_CAN = 0o700
+
+
+def applied(rows: Rows, orders: Orders) -> Rows:
+    """Return what a manifest becomes; rows that a switch touches have no look. Pure."""
+    found = dict(rows)
+    keys = sorted(rows) if orders.moves else []
+    for old, new in orders.moves:
+        for path in at_and_below(keys, old):
+            other = tree.relocated(path, old, new)
+            if other is not None and path in found:
+                found[other] = found.pop(path)._replace(look=None)
+    keys = sorted(found) if orders.deletes else []
+    for prefix in orders.deletes:
+        for path in at_and_below(keys, prefix):
+            found.pop(path, None)
+    for path in orders.releases:
+        found.pop(path, None)
+    for item in (*orders.directories.values(), *orders.puts.values(), *orders.links.values()):
+        found[item.path] = row_of(item, None)
+    for path, mode in orders.modes.items():
+        if path in found:
+            found[path] = found[path]._replace(mode=mode, look=None)
+    return found
+
+
+def at_and_below(keys: list[str], path: str) -> list[str]:
+    """Return what sorted paths have at a path and below it."""
+    at = bisect.bisect_left(keys, path)
+    first, last = bisect.bisect_left(keys, f"{path}/", at), bisect.bisect_left(keys, f"{path}0", at)
+    return [*keys[at : at + (at < len(keys) and keys[at] == path)], *keys[first:last]]
+
+
+class Switch:
+    """One change of a working copy: what takes long comes before the burst. Raises OSError.
+
+    `before` are the rows as found now, `after` what they become (see `applied`).
+    """
+
+    def __init__(self, directories: Directories, stage: Stage, before: Rows, after: Rows, orders: Orders) -> None:
+        self._directories = directories
+        self._stage = stage
+        self._before = before
+        self._after = after
+        self._orders = orders
+        self._puts: list[Item] = []
+        self._opened: dict[str, int] = {}
+        self._moved = applied(before, Orders(moves=orders.moves)) if orders.moves else before
+        self._keys_before = sorted(before)
+        self._keys_after = sorted(after)
+        self.deleted = 0
+        self.aside: list[str] = []
+        self.replaced: list[str] = []
+        self.burst_s = 0.0
+
+    def prepare(self) -> None:
+        """Give every content its mode and time, beside the working copy."""
+        wanted = self._orders.puts.values()
+        self._puts = sorted(item for item in wanted if not self._is_there(item))
+        left: dict[str, int] = {}
+        for item in self._puts:
+            left[item.digest] = left.get(item.digest, 0) + 1
+        for number, item in enumerate(self._puts):
+            left[item.digest] -= 1
+            self._stage.prepare(item, f"put-{number}", is_last=not left[item.digest])
+        for number, item in enumerate(self._orders.links.values()):
+            os.symlink(item.digest, f"link-{number}", dir_fd=self._stage.handle)
+
+    def burst(self) -> None:
+        """Change everything."""
+        began_at = time.monotonic()
+        orders = self._orders
+        for path in sorted(orders.directories):
+            self._make_directory(path)
+        for old, new in orders.moves:
+            self._move(old, new)
+        self._delete(sorted(self._moved.keys() - self._after.keys(), reverse=True))
+        for path in orders.extras:
+            self._remove_extra(path)
+        for number, item in enumerate(self._puts):
+            self._move_in(f"put-{number}", item.path)
+        for number, item in enumerate(orders.links.values()):
+            self._move_in(f"link-{number}", item.path)
+        modes = {**self._opened, **{path: item.mode for path, item in orders.directories.items()}, **orders.modes}
+        for path in sorted(modes, reverse=True):
+            self._change_mode(path, modes[path])
+        self.burst_s = time.monotonic() - began_at
+
+    def seen(self) -> Rows:
+        """Return the touched rows with how they look now."""
+        found: Rows = {}
+        for path, row in self._after.items():
+            if row.look is None or self._before.get(path) is not row:
+                status = self._directories.look(path)
+                # A file that somebody changed since the switch has another size or time: its look is not relied on.
+                is_ours = status is not None and (
+                    row.kind != FILE
+                    or (
+                        status.st_size == row.size
+                        and (path not in self._orders.puts or status.st_mtime_ns == row.mtime_ns)
+                    )
+                )
+                found[path] = row._replace(look=look_of(status) if status is not None and is_ours else None)
+        return found
+
+    def _is_there(self, item: Item) -> bool:
+        """Say whether a path that was never pushed holds the wanted content already: then it keeps its time."""
+        if item.path in self._before:
+            return False
+        status = self._directories.look(item.path)
+        if status is None or not stat.S_ISREG(status.st_mode):
+            return False
+        hashed = None
+        if status.st_size == item.size:
+            with contextlib.suppress(OSError):
+                hashed = tree.hash_file(self._directories, item.path)
+        if hashed is None or hashed[0] != item.digest:
+            self.replaced.append(item.path)
+            return False
+        self._change_mode(item.path, item.mode)
+        self._after[item.path] = self._after[item.path]._replace(mtime_ns=status.st_mtime_ns)
+        return True
+
+    # -- one path
+
+    def _move(self, old: str, new: str) -> None:
+        """Move what the manifest has there; what the droplet made itself in an old directory stays in it."""
+        moved = at_and_below(self._keys_before, old)
+        folders = sorted(path for path in moved if self._before[path].kind == DIRECTORY)
+        for path in folders:
+            self._make_directory(tree.relocated(path, old, new) or new)
+        for path in moved:
+            if self._before[path].kind != DIRECTORY:
+                parent, name = self._writable(path)
+                os.rename(name, "moving", src_dir_fd=parent, dst_dir_fd=self._stage.handle)
+                self._move_in("moving", tree.relocated(path, old, new) or new)
+        for path in reversed(folders):
+            self._opened.setdefault(tree.relocated(path, old, new) or new, self._before[path].mode)
+        self._delete(reversed(folders))
+
+    def _delete(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            if path in self._orders.releases:
+                continue
+            self._directories.forget(path)
+            status = self._directories.look(path)
+            if status is None:
+                continue
+            parent, name = self._writable(path)
+            if stat.S_ISDIR(status.st_mode):
+                self._opened.pop(path, None)
+                if not self._remove_if_empty(parent, name):
+                    self._opened[path] = status.st_mode & tree.PERMISSIONS
+            elif path in self._moved and self._moved[path].kind != DIRECTORY:
+                os.unlink(name, dir_fd=parent)
+                self.deleted += 1
+
+    def _remove_extra(self, path: str) -> None:
+        """Remove what was never pushed; a directory that holds something pushed stays."""
+        self._directories.forget(path)
+        status = self._directories.look(path)
+        if status is None or at_and_below(self._keys_after, path):
+            return
+        parent, name = self._writable(path)
+        _remove_tree(parent, name, status)
+        self.deleted += 1
+
+    @staticmethod
+    def _remove_if_empty(parent: int, name: str) -> bool:
+        """Remove a directory; one that holds what the droplet made itself stays."""
+        try:
+            os.rmdir(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY}:
+                return False
+            raise
+        return True
+
+    def _make_directory(self, path: str) -> None:
+        status = self._directories.look(path)
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            return
+        parent, name = self._writable(path)
+        if status is not None:
+            if path in self._before:
+                os.unlink(name, dir_fd=parent)
+            else:
+                self._set_aside(parent, path, name)
+        os.mkdir(name, dir_fd=parent)
+
+    def _move_in(self, staged: str, path: str) -> None:
+        parent, name = self._writable(path)
+        try:
+            os.rename(staged, name, src_dir_fd=self._stage.handle, dst_dir_fd=parent)
+        except IsADirectoryError:
+            self._directories.forget(path)
+            if not self._remove_if_empty(parent, name):
+                self._set_aside(parent, path, name)
+            os.rename(staged, name, src_dir_fd=self._stage.handle, dst_dir_fd=parent)
+
+    def _writable(self, path: str) -> tuple[int, str]:
+        """Return the directory that holds a path, made where it is missing, and writable until the burst is over."""
+        parent, name = self._directories.of(path, create=True)
+        if os.geteuid() != 0:
+            above = path.rpartition("/")[0]
+            if above and above not in self._opened:
+                mode = os.fstat(parent).st_mode & tree.PERMISSIONS
+                if mode & _OWNER_CAN != _OWNER_CAN:
+                    self._opened[above] = mode
+                    os.fchmod(parent, mode | _OWNER_CAN)
+        return parent, name
+
+    def _set_aside(self, parent: int, path: str, name: str) -> None:
+        """Keep what the droplet made itself, under another name, where something else must be."""
+        for number in range(1, 1000):
+            other = f"{name[:60]}.chisel-kept-{number}"
+            try:
+                os.stat(other, dir_fd=parent, follow_symlinks=False)
+            except FileNotFoundError:
+                pass
+            else:
+                continue
+            os.rename(name, other, src_dir_fd=parent, dst_dir_fd=parent)
+            self.aside.append(path.rpartition("/")[0] + "/" * ("/" in path) + other)
+            return
+        raise stdio.Refused("in-the-way", f"`{path}` on the droplet cannot be moved aside")
+
+    def _change_mode(self, path: str, mode: int) -> None:
+        """Change the mode of what was pushed there, if that is still a file or a directory."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            parent, name = self._directories.of(path)
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                return
+            if status.st_mode & tree.PERMISSIONS == mode & tree.PERMISSIONS:
+                return
+            handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                os.fchmod(handle, mode & tree.PERMISSIONS)
+            finally:
+                os.close(handle)
+
+
+def _remove_tree(parent: int, name: str, status: os.stat_result) -> None:
+    """Remove a path and all below it, by handle and through no link."""
+    if not stat.S_ISDIR(status.st_mode):
+        os.unlink(name, dir_fd=parent)
+        return
+    handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        for entry in os.listdir(handle):
+            _remove_tree(handle, entry, os.stat(entry, dir_fd=handle, follow_symlinks=False))
+    finally:
+        os.close(handle)
+    os.rmdir(name, dir_fd=parent)

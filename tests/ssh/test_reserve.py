@@ -1,0 +1,98 @@
+"""Sessions in reserve: ready before they are asked, replaced when taken, gone with their connection."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import anyio
+import pytest
+
+from chisel.ssh.connector import Connector, open_connector
+from chisel.ssh.link import MOST_SESSIONS
+from tests.ssh.conftest import Sshd
+from tests.ssh.test_connector import output_of
+from tests.support import processes_with
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.real_part("sshd")]
+
+
+async def holds(check: Callable[[], bool]) -> None:
+    with anyio.fail_after(20):
+        while not check():  # noqa: ASYNC110 - what is looked at sends no event
+            await anyio.sleep(0.02)
+
+
+def ready(connector: Connector, sshd: Sshd) -> int:
+    spares = connector._connections[sshd.host]._reserve._spares["supervise"]
+    return sum(spare.found is not None for spare in spares)
+
+
+def waiting(sshd: Sshd) -> int:
+    """Count the processes that wait on the droplet."""
+    return len([line for line in processes_with("supervise") if "chisel_node" in line and "python3 -I" in line])
+
+
+async def test_a_command_takes_a_session_that_waits(sshd: Sshd) -> None:
+    async with open_connector(sshd.key, reserve={"supervise": 2}) as connector:
+        connection = await connector.connect(sshd.host)
+        await holds(lambda: ready(connector, sshd) == 2)
+        spare = connection._reserve._spares["supervise"][0]
+        assert spare.found is not None
+        pid = spare.found[1].hello["pid"]
+        assert int(await output_of(connection, "echo $PPID", "a")) == pid
+        await holds(lambda: ready(connector, sshd) == 2)
+        assert connection._links[0].sessions == 2
+        for number in range(5):
+            assert await output_of(connection, f"echo {number}", f"b{number}") == b"%d\n" % number
+        await holds(lambda: ready(connector, sshd) == 2)
+        assert connection._links[0].sessions == 2
+
+
+async def test_what_waits_is_no_use_of_the_droplet(sshd: Sshd) -> None:
+    async with open_connector(sshd.key, reserve={"supervise": 2}) as connector:
+        await connector.connect(sshd.host)
+        await holds(lambda: ready(connector, sshd) == 2)
+        assert not (sshd.home / ".chisel" / "activity").exists()
+        assert (await connector.ask(sshd.host, "status", {}))["runs"] == []
+
+
+async def test_it_ends_with_the_connection(sshd: Sshd) -> None:
+    before = waiting(sshd)
+    async with open_connector(sshd.key, reserve={"supervise": 2}) as connector:
+        await connector.connect(sshd.host)
+        await holds(lambda: ready(connector, sshd) == 2)
+        assert waiting(sshd) >= before + 2
+        connector.forget(sshd.host)
+        await holds(lambda: waiting(sshd) <= before)
+
+
+async def test_many_commands_at_once_keep_to_the_limit_of_sessions(sshd: Sshd) -> None:
+    async with open_connector(sshd.key, reserve={"supervise": 2}) as connector:
+        connection = await connector.connect(sshd.host)
+        found: list[bytes] = []
+
+        async def one(number: int) -> None:
+            found.append(await output_of(connection, f"echo {number}", f"c{number}"))
+            assert all(link.sessions <= MOST_SESSIONS for link in connection._links)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(one, number)
+        assert sorted(found) == sorted(b"%d\n" % number for number in range(20))
+
+
+async def test_a_connection_in_doubt_is_asked_and_a_dead_one_replaced(sshd: Sshd) -> None:
+    async with open_connector(sshd.key) as connector:
+        first = await connector.connect(sshd.host)
+        connector.doubt()
+        assert not connector.is_warm(sshd.host)
+        assert await connector.connect(sshd.host) is first
+        assert connector.is_warm(sshd.host)
+        first._links[0].raw._transport.pause_reading()  # type: ignore[attr-defined]  # nothing arrives any more
+        connector.doubt()
+        began = time.monotonic()
+        again = await connector.connect(sshd.host)
+        assert again is not first
+        assert time.monotonic() - began < 8
+        assert await output_of(again, "echo there", "d") == b"there\n"
