@@ -325,10 +325,11 @@ class _Running(asyncio.SubprocessProtocol):
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if self._is_gone:
             return
-        if fd == 2:
-            self._channel.write_stderr(data)
-        else:
-            self._channel.write(data)
+        with contextlib.suppress(BrokenPipeError):  # the client closed its channel a moment ago
+            if fd == 2:
+                self._channel.write_stderr(data)
+            else:
+                self._channel.write(data)
 
     def pause_writing(self) -> None:
         """Stop taking input from the client: the process does not read."""

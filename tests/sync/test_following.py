@@ -69,7 +69,7 @@ class Place:
         self.synced.append(changes)
         waits = f"while [ ! -e '{self.gate}' ]; do sleep 0.01; done; " if self.gate else ""
         script = f"echo sync >> '{self.log}'; {waits}rm -rf '{self.remote}'; cp -r '{self.local}' '{self.remote}'"
-        await anyio.run_process(["sh", "-c", script])
+        await Real("sh", "-c", script).wait()
 
     def command(self, script: str) -> Callable[[], Real]:
         return lambda: Real("bash", "-c", f"echo run >> '{self.log}'; cd '{self.remote}'; {script}", str(self.top))

@@ -57,6 +57,8 @@ class Heard:
                 if self._left is not None:
                     self._left -= len(payload)
                     if self._left <= 0:
+                        arrived = partial(until, lambda: len(staged(self._bench)) > 5, what="some files to arrive")
+                        await to_thread.run_sync(arrived)
                         self._bench.connection.abort()
 
             channel.send = counted
