@@ -181,13 +181,18 @@ class _Pull:
                 return
 
     async def _acknowledge(self, channel: Any) -> None:
-        """Tell the droplet what is here now: it is no loss any more when it is destroyed."""
+        """Tell the droplet what is here now: it is no loss any more when it is destroyed.
+
+        Where something came, wait until it has noted that: `down` may ask it next.
+        """
         writer = self._writer
         self._progress(is_done=True)
         if writer.is_dry or len(writer.refused) >= _MOST_NAMED:
             return
         with anyio.move_on_after(_ACKED_S), suppress(HostUnreachable):  # it notes less than it could
             await channel.send_json(Kind.ACK, {"not": [path[:300] for path in writer.refused]})
+            while writer.files and await channel.receive():
+                continue  # the REPLY; then the role ends
 
     def _progress(self, *, is_done: bool = False) -> None:
         writer = self._writer

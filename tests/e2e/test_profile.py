@@ -129,7 +129,7 @@ def test_wishes_that_make_no_sense_are_refused_in_one_line(bench: User, words: t
 
 def test_ctrl_c_keeps_what_there_is_and_a_second_one_gives_up(bench: User) -> None:
     mark = bench.cwd / "started"
-    line = f"./build/vector_add 4096; touch {mark}; exec sleep 1000"
+    line = f"./build/vector_add 4096; : > {mark}; exec sleep 1000"
     process = bench.start("profile", *ON_ONE, "--out", "d", "--json", line)
     with process:
         until(mark.exists, what="the program to run")

@@ -138,7 +138,10 @@ class Profiler:
         return [*(path.name for path in there.glob("*")), *here]
 
     async def until_running(self) -> None:
-        """Wait until the profiled program has begun: it touches a file."""
+        """Wait until the profiled program has begun: it makes a file.
+
+        A shell that waits for a child to end takes no SIGINT of its own: the file is made by the shell itself.
+        """
         with anyio.fail_after(20):
             while not (self.bench.home / "work" / "started").exists():  # noqa: ASYNC110 - a file sends no event
                 await anyio.sleep(0.01)
@@ -326,7 +329,7 @@ async def test_ctrl_c_keeps_what_the_profiler_has(profiler: Profiler, facts: Map
         async with anyio.create_task_group() as tasks:
 
             async def run() -> None:
-                found.append(await profiler("./build/vector_add; touch started; exec sleep 1234.5", facts))
+                found.append(await profiler("./build/vector_add; : > started; exec sleep 1234.5", facts))
 
             tasks.start_soon(run)
             await profiler.until_running()
@@ -346,7 +349,7 @@ async def test_a_second_ctrl_c_gives_a_slow_profiler_up(profiler: Profiler) -> N
         async with anyio.create_task_group() as tasks:
 
             async def run() -> None:
-                found.append(await profiler("./build/vector_add; touch started; exec sleep 1234.5"))
+                found.append(await profiler("./build/vector_add; : > started; exec sleep 1234.5"))
 
             tasks.start_soon(run)
             await profiler.until_running()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 import pytest
@@ -12,7 +14,6 @@ from chisel.ssh.connector import Connector, open_connector
 from chisel.ssh.link import MOST_SESSIONS
 from tests.ssh.conftest import Sshd
 from tests.ssh.test_connector import output_of
-from tests.support import processes_with
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.real_part("sshd")]
 
@@ -29,8 +30,16 @@ def ready(connector: Connector, sshd: Sshd) -> int:
 
 
 def waiting(sshd: Sshd) -> int:
-    """Count the processes that wait on the droplet."""
-    return len([line for line in processes_with("supervise") if "chisel_node" in line and "python3 -I" in line])
+    """Count the processes that wait on this droplet: others may have theirs at the same time."""
+    mine = f"HOME={sshd.home}".encode()
+    found = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                line = (entry / "cmdline").read_bytes()
+                is_node = b"python3\0-I" in line and b"supervise" in line and b"chisel_node" in line
+                found += is_node and mine in (entry / "environ").read_bytes().split(b"\0")
+    return found
 
 
 async def test_a_command_takes_a_session_that_waits(sshd: Sshd) -> None:
@@ -58,13 +67,13 @@ async def test_what_waits_is_no_use_of_the_droplet(sshd: Sshd) -> None:
 
 
 async def test_it_ends_with_the_connection(sshd: Sshd) -> None:
-    before = waiting(sshd)
+    assert waiting(sshd) == 0
     async with open_connector(sshd.key, reserve={"supervise": 2}) as connector:
         await connector.connect(sshd.host)
         await holds(lambda: ready(connector, sshd) == 2)
-        assert waiting(sshd) >= before + 2
+        assert waiting(sshd) == 2
         connector.forget(sshd.host)
-        await holds(lambda: waiting(sshd) <= before)
+        await holds(lambda: waiting(sshd) == 0)
 
 
 async def test_many_commands_at_once_keep_to_the_limit_of_sessions(sshd: Sshd) -> None:

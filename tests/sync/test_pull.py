@@ -153,7 +153,7 @@ class Liar:
         yield self
 
     async def receive(self) -> list[frames.Frame]:
-        if self._is_cut:
+        if self._is_cut or not self._parts:
             return []
         return [frames.Frame(Kind.DATA, self._parts.pop(0)), frames.Frame(Kind.DATA_END, b"")]
 
