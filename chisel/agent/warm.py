@@ -24,7 +24,7 @@ LOOK_EVERY_S = 3.0
 KEEPALIVE_S, KEEPALIVE_COUNT = 15.0, 2
 ANSWER_S = 2.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
-_RESERVE = {"supervise": 2}
+_RESERVE = {"supervise": 2, "receive": 1}
 """A new one takes two round trips and a start of Python: with two, commands that follow each other at once find one."""
 
 

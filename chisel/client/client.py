@@ -168,6 +168,11 @@ class Client:
                 )
             return self._connector
 
+    def connector_to(self, hosts: Sequence[Host]) -> Connector | None:
+        """Return the keeper of connections where it is connected to all of these hosts by now."""
+        kept = self._connector
+        return kept if kept is not None and all(map(kept.is_connected, hosts)) else None
+
     async def lifecycle(self) -> Lifecycle:
         """Return the engine that creates and destroys, on this account's cloud."""
         from chisel.lifecycle import Lifecycle

@@ -27,6 +27,8 @@ from chisel.sync.there import Known
 from chisel.sync.throttle import Throttle
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
     from chisel.client.client import Client
     from chisel.client.pool import Pool
     from chisel.ssh.connector import Connector
@@ -138,9 +140,8 @@ async def sync(
     if to and not to.startswith(("/", "~/")):
         raise UsageError(f"`{to}` is neither an absolute path on the droplet nor one below its home", hint="--to ~/DIR")
     hosts, results = pool.hosts(), dict[str, SyncResult]()
-    (local, tree), connector = await scanned_meanwhile(client, root, hosts, options)
 
-    async def one(host: Host, job: Job) -> None:
+    async def one(host: Host, connector: Connector, job: Job) -> None:
         try:
             result = await push(partial(connector.node, host), host, job)
         except ChiselError as error:
@@ -148,18 +149,54 @@ async def sync(
         results[host.name] = result
         client.sink.emit(SyncEnded(host=host.name, result=result))
 
-    async with (
-        syncing(client, local, tree, remote, options=options, bytes_per_s=bytes_per_s) as job,
-        anyio.create_task_group() as tasks,
-    ):
+    async with _sending(client, root, remote, hosts, options, bytes_per_s) as (connector, job, tasks):
         for host in hosts:
-            tasks.start_soon(one, host, job)
+            tasks.start_soon(one, host, connector, job)
     is_dry = options is not None and options.is_dry
     good = [result for result in results.values() if result.error is None]
     if good and not is_dry:
         await client.remember_sync(root, str(remote), good[0].tree_hash)
         await _set_up(client, hosts, root, remote, results)
     return [results[name] for name in pool.names]
+
+
+@asynccontextmanager
+async def _sending(
+    client: Client,
+    root: Path,
+    remote: PurePosixPath,
+    hosts: list[Host],
+    options: SyncOptions | None,
+    bytes_per_s: float | None,
+) -> AsyncIterator[tuple[Connector, Job, TaskGroup]]:
+    """Give a keeper of connections, the job, and the tasks in which the droplets' parts of it are to run.
+
+    Over connections that are open the droplets look at their working copies while the tree is scanned here; else it is
+    scanned while connections are made. Leaving waits for the tasks; raises what the scan raises, with the tasks ended.
+    """
+    connector = client.connector_to(hosts)
+    if connector is None:
+        (local, tree), connector = await scanned_meanwhile(client, root, hosts, options)
+        async with (
+            syncing(client, local, tree, remote, options=options, bytes_per_s=bytes_per_s) as job,
+            anyio.create_task_group() as tasks,
+        ):
+            yield connector, job, tasks
+        return
+    trouble: ChiselError | None = None
+    tree = await to_thread.run_sync(client.trees.of, root)
+    async with (
+        syncing(client, None, tree, remote, options=options, bytes_per_s=bytes_per_s) as job,
+        anyio.create_task_group() as tasks,
+    ):
+        yield connector, job, tasks
+        try:
+            job.scanned((await scanned(client, root, options))[0])
+        except ChiselError as error:
+            trouble = error
+            tasks.cancel_scope.cancel()
+    if trouble is not None:
+        raise trouble
 
 
 async def run_synced(

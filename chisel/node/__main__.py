@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from . import frames, registry
-from .roles import MODULES, PASSIVE
+from .roles import MODULES, PASSIVE, PREPARED
 from .stdio import Channel, Refused
 
 BUG_STATUS = 70
 VERSION_VARIABLE = "CHISEL_NODE_VERSION"
+_GC_THRESHOLD = 50_000
+"""Objects between two collections: a manifest is ten thousand that all stay, and looking at them again takes long."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Serve the role that the first argument names, over standard input and output; return the exit status."""
+    gc.set_threshold(_GC_THRESHOLD)
     channel = Channel()
     request = os.environ.pop(frames.REQUEST_VARIABLE, None)
     if request is not None:
@@ -50,6 +54,9 @@ def _serve(channel: Channel, role: str) -> int:
     if role not in MODULES:
         raise Refused("no-role", f"this node program has no role `{role}`")
     module = importlib.import_module(f"{__package__}.{MODULES[role]}")  # a role in reserve is ready when asked
+    ready = []
+    if role in PREPARED and not channel.waiting:
+        ready = [module.prepare()]
     frame = channel.receive()
     if frame is None:
         return 0
@@ -59,7 +66,7 @@ def _serve(channel: Channel, role: str) -> int:
         return int(module.main(channel, frame.json()))
     registry.touch()
     try:
-        return int(module.main(channel, frame.json()))
+        return int(module.main(channel, frame.json(), *ready))
     finally:
         registry.touch()
 

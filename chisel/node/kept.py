@@ -32,8 +32,8 @@ def read(path: str) -> Any:
         return None
     if not data.startswith(_MAGIC):
         return None
-    found = list(_values(data[len(_MAGIC) :]))
-    return found[0] if found else None
+    found = next(_values(data[len(_MAGIC) :]), None)
+    return found[0] if found is not None else None
 
 
 def write(path: str, value: Any, *, is_durable: bool = False) -> None:
@@ -70,13 +70,16 @@ def append(path: str, value: Any) -> int:
         os.close(handle)
 
 
-def journal(path: str) -> list[Any]:
-    """Return the values of a journal, up to the first that is damaged."""
+def journal(path: str, at: int = 0) -> tuple[list[Any], int]:
+    """Return the values of a journal from a position on, up to the first that is damaged, and where that is."""
     try:
         with open(path, "rb") as source:
-            return list(_values(source.read()))
+            source.seek(at)
+            data = source.read()
     except OSError:
-        return []
+        return [], at
+    found = list(_values(data))
+    return [value for value, _ in found], at + (found[-1][1] if found else 0)
 
 
 def _packed(value: Any) -> bytes:
@@ -84,18 +87,19 @@ def _packed(value: Any) -> bytes:
     return _HEAD.pack(len(data), zlib.crc32(data)) + data
 
 
-def _values(data: bytes) -> Iterator[Any]:
+def _values(data: bytes) -> Iterator[tuple[Any, int]]:
+    """Give the values, each with the place behind it."""
     at = 0
     while len(data) - at >= _HEAD.size:
         length, checksum = _HEAD.unpack_from(data, at)
         body = data[at + _HEAD.size : at + _HEAD.size + length]
         if len(body) != length or zlib.crc32(body) != checksum:
             return
+        at += _HEAD.size + length
         try:
-            yield marshal.loads(body)
+            yield marshal.loads(body), at
         except (ValueError, EOFError, TypeError):
             return
-        at += _HEAD.size + length
 
 
 class Table:
@@ -108,7 +112,7 @@ class Table:
         self._path = path
         self._version = version
         self.values: dict[str, Any] = {}
-        for entry in [read(path), *journal(f"{path}.log")]:
+        for entry in [read(path), *journal(f"{path}.log")[0]]:
             if isinstance(entry, tuple) and len(entry) == 3 and entry[0] == version:
                 for key in entry[2]:
                     self.values.pop(key, None)

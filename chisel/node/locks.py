@@ -31,6 +31,17 @@ def directory_for(root: str, *, makes: bool = True) -> str:
     return directory
 
 
+def latest_directory() -> str | None:
+    """Return where what is known of the working copy that was synced last is kept, None where there is none."""
+    above, found = tree.expand_home("~/.chisel/sync"), []
+    with contextlib.suppress(OSError), os.scandir(above) as entries:
+        for entry in entries:
+            for name in ("journal", "manifest"):
+                with contextlib.suppress(OSError):
+                    found.append((os.stat(os.path.join(entry.path, name)).st_mtime_ns, entry.path))
+    return max(found)[1] if found else None
+
+
 @contextlib.contextmanager
 def syncing(directory: str, deadline_s: float = LOCK_DEADLINE_S) -> Iterator[None]:
     """Hold the lock of a working copy; raises Refused `busy` when another holds it for too long."""

@@ -67,22 +67,41 @@ class Manifest:
     directory: str
     facts: Facts = field(default_factory=Facts)
     rows: Rows = field(default_factory=dict)
+    _machine: str = ""
+    _stamp: tuple[int, ...] = ()
+    _journal_at: int = 0
 
     @classmethod
     def load(cls, directory: str) -> Manifest:
         """Read it; an empty one when there is none. Its token counts on this machine and since its boot only."""
         found = cls(directory)
-        snapshot = kept.read(found._snapshot)
-        here = _here()
-        machine = ""
-        for entry in [snapshot, *kept.journal(found._journal)]:
+        found.refresh()
+        return found
+
+    def refresh(self) -> None:
+        """Take in what was written since it was read: what is current is known for certain under the copy's lock."""
+        stamp = self._stamp_now()
+        entries = []
+        if stamp != self._stamp or not stamp:
+            self.facts, self.rows, self._machine, self._journal_at = Facts(), {}, "", 0
+            self._stamp = stamp
+            entries = [kept.read(self._snapshot)]
+        more, self._journal_at = kept.journal(self._journal, self._journal_at)
+        for entry in entries + more:
             try:
-                machine = found._replay(entry) or machine
+                self._machine = self._replay(entry) or self._machine
             except (TypeError, ValueError, KeyError, AttributeError):
                 continue
-        if machine != here:
-            found.facts.token = ""
-        return found
+        if self._machine != _here():
+            self.facts.token = ""
+
+    def _stamp_now(self) -> tuple[int, ...]:
+        """Return what changes when the snapshot is replaced, and with it the journal emptied."""
+        try:
+            found = os.stat(self._snapshot)
+        except OSError:
+            return ()
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def intend(self, rows: Rows) -> None:
         """Note what a switch is about to make: should it be cut short, these paths count as ours, unseen."""
@@ -112,8 +131,7 @@ class Manifest:
             return ""
         for path in entry["gone"]:
             self.rows.pop(path, None)
-        for path, row in entry["rows"].items():
-            self.rows[path] = Row(*row)
+        self.rows.update(zip(entry["rows"], map(Row._make, entry["rows"].values()), strict=True))
         self.facts = Facts(**entry["facts"])
         return str(entry["machine"])
 

@@ -39,13 +39,19 @@ _WAIT_S = 0.25
 _STAGE_KEPT_S = 3 * 86400.0
 
 
-def main(channel: stdio.Channel, request: dict[str, Any]) -> int:
+def prepare() -> Manifest | None:
+    """Read, while there is no request as yet, what is known of the working copy that was synced last."""
+    directory = locks.latest_directory()
+    return Manifest.load(directory) if directory is not None else None
+
+
+def main(channel: stdio.Channel, request: dict[str, Any], ready: Manifest | None = None) -> int:
     """Serve one sync; return 0. Raises Refused, with the working copy as it was or wholly switched."""
-    serve(channel, request)
+    serve(channel, request, ready)
     return 0
 
 
-def serve(channel: stdio.Channel, request: dict[str, Any]) -> str | None:
+def serve(channel: stdio.Channel, request: dict[str, Any], ready: Manifest | None = None) -> str | None:
     """Serve one sync and return the tree hash of the working copy, None when the client went away before the end.
 
     Raises Refused, with the working copy as it was or wholly switched.
@@ -58,7 +64,9 @@ def serve(channel: stdio.Channel, request: dict[str, Any]) -> str | None:
         with locks.syncing(directory), opened_root(root) as root_fd:
             directories = Directories(root_fd)
             try:
-                return Sync(channel, request, directories, root, directory).serve()
+                manifest = ready if ready is not None and ready.directory == directory else Manifest(directory)
+                manifest.refresh()
+                return Sync(channel, request, directories, root, manifest).serve()
             finally:
                 directories.close()
     except (tree.DamagedStream, tree.UnsafePath) as error:
@@ -91,16 +99,16 @@ class Sync:
     """One sync of an opened and locked working copy."""
 
     def __init__(
-        self, channel: stdio.Channel, request: dict[str, Any], directories: Directories, root: str, directory: str
+        self, channel: stdio.Channel, request: dict[str, Any], directories: Directories, root: str, manifest: Manifest
     ) -> None:
         self._channel = channel
         self._request = request
         self._directories = directories
-        self._directory = directory
-        self._stage_path = os.path.join(os.path.dirname(root), f".chisel-stage-{os.path.basename(directory)}")
+        self._directory = manifest.directory
+        self._stage_path = os.path.join(os.path.dirname(root), f".chisel-stage-{os.path.basename(manifest.directory)}")
         self._stage: Stage | None = None
         self._wanted = str(request.get("tree", ""))
-        self._manifest = Manifest.load(directory)
+        self._manifest = manifest
         self._survey = Survey({}, [], [])
 
     def serve(self) -> str | None:

@@ -22,3 +22,6 @@ MODULES = {
 
 # Looking at a droplet is no use of it: these do not push its idleness away.
 PASSIVE = frozenset({"probe", "status", "hostkey", "results", "mend", "logs"})
+
+# These read something ahead when they are started before they are asked (`prepare` of their module).
+PREPARED = frozenset({"receive"})

@@ -144,6 +144,11 @@ class Connector:
         known = self._connections.get(host)
         return known is not None and known.is_warm
 
+    def is_connected(self, host: Host) -> bool:
+        """Say whether there is a connection to a host, and nothing is known against it."""
+        known = self._connections.get(host)
+        return known is not None and not known.is_lost and not known.is_doubted
+
     def doubt(self) -> None:
         """Have every connection asked for a sign of life before it is used again: this machine has slept."""
         for connection in self._connections.values():

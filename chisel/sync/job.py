@@ -39,6 +39,7 @@ UNASKED_BYTES = 1 << 20
 INLINE_BYTES = 24 << 10
 """What is smaller travels within the request, which leaves with the login."""
 _MEASURED_BYTES = 1 << 20
+_BEAT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,13 +268,25 @@ class Part:
     async def begin(self, channel: Channel) -> None:
         """Send what goes behind the request unasked: the rest of it, where it was only announced."""
         if not self._is_prepared:
-            await self._job.wait_scanned()
-            await self.prepare()
-            await channel.send(Kind.REQUEST, frames.as_json(self.request()))
+            try:
+                await self._wait_scanned(channel)
+                await self.prepare()
+                await channel.send(Kind.REQUEST, frames.as_json(self.request()))
+            except HostUnreachable:  # it may have refused the first half
+                await self._why(channel)
+                raise
         if self._inline is not None:
             self._sent_bytes += len(self._inline)
         elif self._cast is not None:
             await self._send(channel, self._cast)
+
+    async def _wait_scanned(self, channel: Channel) -> None:
+        """Wait for the tree; the droplet waits as well, and would give up a client that is silent for minutes."""
+        while not self._job.is_scanned:
+            with anyio.move_on_after(_BEAT_S):
+                await self._job.wait_scanned()
+                return
+            await channel.send(Kind.HEARTBEAT)
 
     async def take(self, frame: Frame, channel: Channel) -> bool:
         """Take one frame and answer it; True when the working copy is as it should be (see `result`).

@@ -14,7 +14,7 @@ from chisel.sandbox.base import DropletSpec, home_of
 from chisel.sandbox.droplets import start_droplet
 from chisel.sandbox.standins import DEFAULT_GENERATION
 from chisel.ssh.connector import Connection, Connector, open_connector
-from chisel.ssh.keys import generate_keypair
+from chisel.ssh.keys import KeyPair, generate_keypair
 from chisel.sync.index import Index
 from chisel.sync.job import Job, Options
 from chisel.sync.pull import PullOptions, pull
@@ -34,6 +34,7 @@ class Bench:
     home: Path
     local: Path
     index: Path
+    key: KeyPair
 
     @property
     def remote(self) -> Path:
@@ -70,6 +71,8 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await to_thread.run_sync(local.mkdir)
     try:
         async with open_connector(user) as connector:
-            yield Bench(await connector.connect(host), connector, home_of(spec), local, tmp_path / "index" / "one")
+            yield Bench(
+                await connector.connect(host), connector, home_of(spec), local, tmp_path / "index" / "one", user
+            )
     finally:
         await droplet.close()

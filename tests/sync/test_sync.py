@@ -6,7 +6,7 @@ import hashlib
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -20,6 +20,7 @@ from chisel.errors import HostUnreachable, RemoteError
 from chisel.events import Event, Notice
 from chisel.node import locks
 from chisel.node.frames import Kind
+from chisel.ssh.connector import open_connector
 from chisel.sync.index import Index
 from chisel.sync.job import Job, Options
 from chisel.sync.pull import PullOptions
@@ -478,6 +479,57 @@ async def test_an_announced_sync_is_the_same(bench: Bench) -> None:
         assert result.error is None
         same(bench)
         write(bench.local / "f4", os.urandom(2000))
+
+
+async def test_an_announced_sync_that_is_refused_says_why(bench: Bench) -> None:
+    write(bench.local / "a", "mine")
+    await bench.push()
+    index, known = await to_thread.run_sync(Index.load, bench.index), Known(bench.index)
+    job = Job(None, index, known, REMOTE, owner="somebody else", sink=Sink())
+    opened: list[Any] = []
+
+    @asynccontextmanager
+    async def node(role: str, request: dict[str, Any]) -> AsyncIterator[Any]:
+        async with bench.connection.node(role, request) as channel:
+            opened.append(channel)
+            yield channel
+
+    async def scan() -> None:
+        while not opened or not opened[0].is_over:  # the refusal is there first  # noqa: ASYNC110 - nobody tells
+            await anyio.sleep(0.01)
+        job.scanned(await scan_tree(bench.local, index))
+
+    said = ""
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(scan)
+            try:
+                await push(node, bench.connection.host, job)
+            except RemoteError as error:
+                said = error.message
+    job.close()
+    assert "belongs to" in said
+
+
+@pytest.mark.parametrize("changed", [3, 1500])  # noted in the journal, or in a new snapshot
+async def test_a_session_that_waited_knows_what_others_did_meanwhile(bench: Bench, changed: int) -> None:
+    for number in range(1600):
+        write(bench.local / f"n{number}", str(number))
+    await bench.push()
+    host = bench.connection.host
+    async with open_connector(bench.key, reserve={"receive": 1}) as connector:
+        connection = await connector.connect(host)
+        connection.fill_reserve()
+        with anyio.fail_after(20):
+            while not connector.is_warm(host):  # noqa: ASYNC110 - a process there tells nobody
+                await anyio.sleep(0.01)
+        for number in range(changed):
+            write(bench.local / f"n{number}", "new")
+        await bench.push()
+        write(bench.local / "n1599", "newer")
+        result = await bench.push(opens=connection.node)
+    assert (result.sent_files, result.repaired) == (1, ())
+    same(bench)
 
 
 async def test_a_limit_is_held(bench: Bench) -> None:
