@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio import to_thread
 
+from chisel.client.trees import Trees
 from chisel.errors import ChiselError
 from chisel.model import Host
 from chisel.paths import Paths
@@ -29,11 +30,15 @@ _RESERVE = {"supervise": 2, "receive": 1}
 
 
 class Warm:
-    """The connections of one state; `lost` are the hosts that cannot be reached, since when (monotonic seconds)."""
+    """The connections of one state, and the trees that were synced; `lost` are the hosts that cannot be reached.
+
+    Of them it says since when (monotonic seconds).
+    """
 
     def __init__(self, connector: Connector, store: StateStore, say: Callable[[str], None]) -> None:
         self.connector = connector
         self.store = store
+        self.trees = Trees()
         self.lost: dict[str, float] = {}
         self.hosts: dict[str, Host] = {}
         self._say = say
@@ -56,6 +61,7 @@ class Warm:
         async with anyio.create_task_group() as tasks:
             while True:
                 self.notice_sleep()
+                self.trees.forget_unused()
                 await self._learn()
                 now = now_s()
                 for host in self.hosts.values():

@@ -38,6 +38,7 @@ async def handle(caller: Caller, warm: Warm) -> int | None:
     around = Served(caller)
     session = Session(around=around)
     session.connector, session.store, session.family = warm.connector, warm.store, RunId(caller.family)
+    session.trees = warm.trees
     try:
         return await run_under(caller.signals, session, caller.words, {})
     except BaseException as error:

@@ -15,6 +15,7 @@ from chisel.cli.around import Around, Process
 
 if TYPE_CHECKING:
     from chisel.client import Client, Pool
+    from chisel.client.trees import Trees
     from chisel.events import Stream
     from chisel.model import RunId, StatusSource
     from chisel.runner import Resumption
@@ -54,7 +55,7 @@ class Session:
     `replacement` is the program (path and arguments) that takes this process's place when the command is done,
     `serves_with` the lock with which this process becomes the agent then. `look`
     holds what the command line says about how output looks (see `chisel.render.screen.Look`), `departures` the
-    connections that were begun before the command was, `connector` and `store` are kept by somebody else.
+    connections that were begun before the command was, `connector`, `store` and `trees` are kept by somebody else.
     `outcome` is what the last line of `--json` holds besides. One that `is_done` only shows what it found: a signal
     ends that, and changes no status.
     `around` is the caller's process, `family` the id that its run is to have. `remains` and `tails` are what an agent
@@ -67,6 +68,7 @@ class Session:
         self.departures: Departures | None = None
         self.connector: Connector | None = None
         self.store: StateStore | None = None
+        self.trees: Trees | None = None
         self.family: RunId | None = None
         self.remains: Resumption | None = None
         self.tails: dict[str, dict[Stream, bytes]] = {}
@@ -104,6 +106,7 @@ class Session:
                 departures=self.departures,
                 connector=self.connector,
                 store=self.store,
+                trees=self.trees,
             ) as client,
         ):
             await client.begin(mends=mends, warns=cares)

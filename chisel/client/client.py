@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -46,7 +46,7 @@ from chisel.paths import Paths, resolve_paths
 from chisel.state import CloudState, DropletRecord, ProjectState, State, StateStore
 
 if TYPE_CHECKING:
-    from chisel.client.syncing import Trees
+    from chisel.client.trees import Trees
     from chisel.cloud.base import Cloud
     from chisel.figures import ProfileReport
     from chisel.lifecycle import Lifecycle
@@ -59,11 +59,15 @@ _STATUS_TIMEOUT_S, _GPU_LOOK_S = 8.0, 8.0
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Where the user stands: the project, the current directory, and the variables that its chisel.toml names."""
+    """Where the user stands: the project, the current directory, and the variables that its chisel.toml names.
+
+    `environ` is the user's whole environment: what git is to see of it.
+    """
 
     project: Project
     cwd: Path
-    env: Mapping[str, str]
+    env: Mapping[str, str] = field(repr=False)
+    environ: Mapping[str, str] = field(repr=False)
 
 
 @asynccontextmanager
@@ -77,13 +81,14 @@ async def open(
     departures: Departures | None = None,
     connector: Connector | None = None,
     store: StateStore | None = None,
+    trees: Trees | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client from configuration and environment; both are read here and nowhere below.
 
     `environ` defaults to the process's own (`CHISEL_DO_TOKEN`, `CHISEL_DO_API_URL`, XDG variables), `cwd` to the
     current directory. `departures` are connections that are on their way; the client uses and closes them. A
-    `connector` that is handed in is used and left open, so is a `store`. Raises ConfigError for unusable files. Leaving
-    closes every other connection, in bounded time.
+    `connector` that is handed in is used and left open, so are a `store` and `trees`. Raises ConfigError for unusable
+    files. Leaving closes every other connection, in bounded time.
     """
     environ = os.environ if environ is None else environ
     paths = resolve_paths(environ, home or Path(environ.get("HOME") or Path.home()))
@@ -95,8 +100,8 @@ async def open(
     config, project = await to_thread.run_sync(read)
     named = {name: environ[name] for name in project.settings.env if name in environ}
     async with AsyncExitStack() as stack:
-        where, used = Where(project, here, named), store or StateStore(paths.state_file)
-        yield Client(config, paths, where, sink or NullSink(), stack, used, departures, connector)
+        where, used = Where(project, here, named, environ), store or StateStore(paths.state_file)
+        yield Client(config, paths, where, sink or NullSink(), stack, used, departures, connector, trees)
 
 
 class Client:
@@ -112,6 +117,7 @@ class Client:
         store: StateStore,
         departures: Departures | None = None,
         connector: Connector | None = None,
+        trees: Trees | None = None,
     ) -> None:
         self.config = config
         self.paths = paths
@@ -123,7 +129,7 @@ class Client:
         self._opening = anyio.Lock()
         self._cloud: Cloud | None = None
         self._connector: Connector | None = connector
-        self._trees: Trees | None = None
+        self._trees = trees
 
     @property
     def has_connected(self) -> bool:
@@ -136,9 +142,9 @@ class Client:
     def trees(self) -> Trees:
         """Return what is kept of local trees, warm for as long as the client lives."""
         if self._trees is None:
-            from chisel.client.syncing import Trees
+            from chisel.client.trees import Trees
 
-            self._trees = Trees(self.paths.index_dir)
+            self._trees = Trees()
         return self._trees
 
     async def cloud(self) -> Cloud:

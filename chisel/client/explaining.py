@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ async def explain(client: Client, paths: Sequence[str], *, root: Path | str | No
     from chisel.sync.ignore import surroundings_of
 
     tree = await client.root_to_sync(root)
-    work = partial(explain_paths, tree, paths, cwd=client.where.cwd, surroundings=surroundings_of(os.environ))
+    work = partial(explain_paths, tree, paths, cwd=client.where.cwd, surroundings=surroundings_of(client.where.environ))
     found = await to_thread.run_sync(work)
     for one in found:
         client.sink.emit(

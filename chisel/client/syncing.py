@@ -5,8 +5,8 @@ from __future__ import annotations
 import getpass
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import to_thread
 
+from chisel.client.trees import Tree
 from chisel.errors import ChiselError, RemoteError, UsageError
 from chisel.events import Notice, SyncEnded
 from chisel.model import Host, RunResult, SyncResult
 from chisel.runner import Order, describe
-from chisel.sync.index import Index, index_file_for
+from chisel.sync.ignore import surroundings_of
 from chisel.sync.job import Job
 from chisel.sync.job import Options as SyncOptions
 from chisel.sync.push import push, remote_root_for
 from chisel.sync.scan import LocalTree, scan_tree
-from chisel.sync.there import Known
 from chisel.sync.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -33,32 +33,9 @@ if TYPE_CHECKING:
     from chisel.client.pool import Pool
     from chisel.ssh.connector import Connector
 
-__all__ = ["SyncOptions", "Trees", "run_synced", "sync", "syncing"]
+__all__ = ["SyncOptions", "run_synced", "sync", "syncing"]
 
 _REMEMBER_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """What is kept of one local tree between two syncs: the hashes of its files, and who has what of it."""
-
-    index: Index
-    known: Known
-
-
-class Trees:
-    """The local trees of one client, kept warm: the second sync of a tree reads no index."""
-
-    def __init__(self, index_dir: Path) -> None:
-        self._index_dir = index_dir
-        self._trees: dict[Path, Tree] = {}
-
-    def of(self, root: Path) -> Tree:
-        """Return what is kept of a tree. Blocking, the first time."""
-        if root not in self._trees:
-            file = index_file_for(self._index_dir, root)
-            self._trees[root] = Tree(Index.load(file), Known(file))
-        return self._trees[root]
 
 
 @asynccontextmanager
@@ -91,23 +68,32 @@ async def syncing(
         job.close()
 
 
-async def scanned(client: Client, root: Path, options: SyncOptions | None = None) -> tuple[LocalTree, Tree]:
-    """Scan a tree; returns it with what is kept of it."""
-    tree = await to_thread.run_sync(client.trees.of, root)
-    return await scan_tree(root, tree.index, is_thorough=options is not None and options.checks), tree
+def lent(client: Client, root: Path) -> AbstractAsyncContextManager[Tree]:
+    """Give what is known of a tree, for as long as a sync of it takes."""
+    return client.trees.lent(client.paths.index_dir, root)
+
+
+async def scanned(client: Client, root: Path, tree: Tree, options: SyncOptions | None = None) -> LocalTree:
+    """Scan a tree; the user is told when it is larger than anybody means it to be."""
+    surroundings = await to_thread.run_sync(surroundings_of, client.where.environ)
+    is_thorough = options is not None and options.checks
+    local = await scan_tree(root, tree.index, is_thorough=is_thorough, surroundings=surroundings)
+    if local.warning is not None:
+        client.sink.emit(local.warning)
+    return local
 
 
 async def scanned_meanwhile(
-    client: Client, root: Path, hosts: list[Host], options: SyncOptions | None = None
-) -> tuple[tuple[LocalTree, Tree], Connector]:
-    """Scan a tree while connections to droplets are on their way; returns what `scanned` does, and their keeper."""
-    found: list[tuple[LocalTree, Tree]] = []
+    client: Client, root: Path, tree: Tree, hosts: list[Host], options: SyncOptions | None = None
+) -> tuple[LocalTree, Connector]:
+    """Scan a tree while connections to droplets are on their way; returns it and their keeper."""
+    found: list[LocalTree] = []
     troubles: list[ChiselError] = []
     connectors: list[Connector] = []
 
     async def scan() -> None:
         try:
-            found.append(await scanned(client, root, options))
+            found.append(await scanned(client, root, tree, options))
         except ChiselError as error:
             troubles.append(error)
 
@@ -174,29 +160,24 @@ async def _sending(
     Over connections that are open the droplets look at their working copies while the tree is scanned here; else it is
     scanned while connections are made. Leaving waits for the tasks; raises what the scan raises, with the tasks ended.
     """
-    connector = client.connector_to(hosts)
-    if connector is None:
-        (local, tree), connector = await scanned_meanwhile(client, root, hosts, options)
+    connector, local = client.connector_to(hosts), None
+    async with lent(client, root) as tree:
+        if connector is None:
+            local, connector = await scanned_meanwhile(client, root, tree, hosts, options)
+        trouble: ChiselError | None = None
         async with (
             syncing(client, local, tree, remote, options=options, bytes_per_s=bytes_per_s) as job,
             anyio.create_task_group() as tasks,
         ):
             yield connector, job, tasks
-        return
-    trouble: ChiselError | None = None
-    tree = await to_thread.run_sync(client.trees.of, root)
-    async with (
-        syncing(client, None, tree, remote, options=options, bytes_per_s=bytes_per_s) as job,
-        anyio.create_task_group() as tasks,
-    ):
-        yield connector, job, tasks
-        try:
-            job.scanned((await scanned(client, root, options))[0])
-        except ChiselError as error:
-            trouble = error
-            tasks.cancel_scope.cancel()
-    if trouble is not None:
-        raise trouble
+            if local is None:
+                try:
+                    job.scanned(await scanned(client, root, tree, options))
+                except ChiselError as error:
+                    trouble = error
+                    tasks.cancel_scope.cancel()
+        if trouble is not None:
+            raise trouble
 
 
 async def run_synced(
@@ -221,7 +202,6 @@ async def run_synced(
             raise RemoteError(failed[0].error or "", host=failed[0].host, code="sync")
         order = replace(order, cwd=cwd, tree_hash=results[0].tree_hash)
         return await follow(await client.connector(pool.hosts()), order=order)
-    (local, tree), connector = await scanned_meanwhile(client, root, pool.hosts(), options)
     ended: list[SyncResult] = []
 
     def on_end(result: SyncResult) -> None:
@@ -229,8 +209,10 @@ async def run_synced(
         client.sink.emit(SyncEnded(host=result.host, result=result))
 
     try:
-        async with syncing(client, local, tree, remote, options=options, on_end=on_end) as job:
-            return await follow(connector, order=replace(order, cwd=cwd, sync=job))
+        async with lent(client, root) as tree:
+            local, connector = await scanned_meanwhile(client, root, tree, pool.hosts(), options)
+            async with syncing(client, local, tree, remote, options=options, on_end=on_end) as job:
+                return await follow(connector, order=replace(order, cwd=cwd, sync=job))
     finally:
         if ended:
             with anyio.move_on_after(_REMEMBER_S, shield=True):

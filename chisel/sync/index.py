@@ -10,9 +10,7 @@ from pathlib import Path
 
 from chisel.node import kept
 from chisel.node.tree import Item
-
-RACY_NS = 50_000_000
-"""What changed so shortly before it was read may change again within the same tick of the file system's clock."""
+from chisel.sync.relisting import RACY_NS, Lister
 
 _VERSION = 4
 _MOST_SUMS = 64 << 20
@@ -39,13 +37,15 @@ def index_file_for(index_dir: Path, root: Path) -> Path:
 class Index:
     """The hashes of one tree's files, by path, and the block checksums of contents, by digest. For one thread.
 
-    `items` and `tree_hash` are those of the last scan, in memory only: a kept index makes the next scan quicker.
+    `items`, `tree_hash` and what `lister` knows are those of the last scan, in memory only: a kept index makes the next
+    scan quicker.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.items: dict[str, Item] = {}
         self.tree_hash = ""
+        self.lister = Lister()
         self._files = kept.Table(str(file), _VERSION)
         self._sums: kept.Table | None = None
 
@@ -63,6 +63,16 @@ class Index:
         """Take what is new, and write it; a disk that is full keeps what it had. Blocking."""
         with suppress(OSError):
             self._files.change(changed, gone)
+
+    def is_news(self, text: str) -> bool:
+        """Say whether a text differs from what was said of this tree last, and remember it. Blocking."""
+        file = f"{self.file}.said"
+        if (kept.read(file) or "") == text:
+            return False
+        with suppress(OSError):
+            os.makedirs(os.path.dirname(file), mode=0o700, exist_ok=True)
+            kept.write(file, text)
+        return True
 
     # -- block checksums
 

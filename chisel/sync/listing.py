@@ -14,16 +14,18 @@ from anyio import to_thread
 
 from chisel.events import Notice
 from chisel.node.tree import DIRECTORY, FILE, LINK
-from chisel.sync.ignore import GIT, Place, Rules, Surroundings, Verdict, default_surroundings
+from chisel.sync.ignore import CHISEL_IGNORE, GIT, GIT_IGNORE, Place, Rules, Surroundings, Verdict, default_surroundings
 
 MANY_FILES = 10_000
 MANY_BYTES = 100_000_000
 _MOST = 0.8
 """What part of the files or bytes the named directories have to hold."""
+_HALF = 0.5
 _NEARLY_ALL = 0.9
 """A directory that holds so much of the one above is named instead of it."""
 _NAMED_AT_MOST = 5
 _NAME = attrgetter("name")
+_RULE_FILES = frozenset({GIT, GIT_IGNORE, CHISEL_IGNORE})
 
 Reason = Literal["ignored", "special", "unreadable", "vanished"]
 
@@ -94,7 +96,9 @@ def listing_of(root: Path, surroundings: Surroundings | None = None) -> Listing:
 class Walk:
     """Go through a tree once, however deep it is. `directories` are all that were looked into.
 
-    A directory that is left out but may lead to something that a `.chiselignore` takes in is sent with that alone.
+    A directory that is left out but may lead to something that a `.chiselignore` takes in is sent with that alone
+    (`leads` says that there is such a one). `names` says of every directory what is in it, and whether that is a
+    directory, `rule_files` where rules may come from, `scopes` which repositories were met.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -107,6 +111,10 @@ class Walk:
         self.entries: dict[str, Entry] = {}
         self.left_out: list[LeftOut] = []
         self.directories: list[str] = []
+        self.names: dict[str, dict[str, bool]] = {}
+        self.rule_files: list[str] = []
+        self.scopes = {rules.top.scope}
+        self.leads = False
 
     def run(self) -> None:
         """Go through all of it; raises OSError when the root itself cannot be read."""
@@ -120,10 +128,13 @@ class Walk:
             self.left_out.append(LeftOut(path, is_directory=True, reason="ignored", verdict=self._verdicts[path]))
 
     def _look(self, place: Place, entries: list[os.DirEntry[str]]) -> None:
+        names = self.names[place.path] = dict[str, bool]()
         for entry in entries:
             path = f"{place.path}/{entry.name}" if place.path else entry.name
+            if entry.name in _RULE_FILES:
+                self.rule_files.append(path)
             try:
-                is_directory = entry.is_dir(follow_symlinks=False)
+                is_directory = names[entry.name] = entry.is_dir(follow_symlinks=False)
                 verdict = place.decide(entry.name, is_directory=is_directory)
                 if is_directory:
                     self._directory(place, entry, path, verdict)
@@ -146,10 +157,13 @@ class Walk:
         else:
             self._leading[path] = one
             self._verdicts[path] = verdict
+            self.leads = True
         found = self._scan(path)
         if found is not None:
             self.directories.append(path)
-            self._waiting.append((place.enter(entry.name, verdict, {inner.name for inner in found}), found))
+            inner_place = place.enter(entry.name, verdict, {inner.name for inner in found})
+            self.scopes.add(inner_place.scope)
+            self._waiting.append((inner_place, found))
 
     def _send(self, entry: Entry) -> None:
         """Take an entry in, and before it the directories above it that only lead to it."""
@@ -212,13 +226,21 @@ def too_much(listing: Listing) -> Notice | None:
         return None
     weights = dict.fromkeys(sizes, 1) if len(sizes) > MANY_FILES else sizes
     causes = _causes(weights)
+    said = f"nothing ignores {len(sizes):,} files ({_megabytes(total)}) here"
+    if sum(weight for path, weight in weights.items() if _is_below(path, causes)) < _HALF * sum(weights.values()):
+        hint = "what is not needed there belongs into .chiselignore"
+        return Notice(level="warning", message=f"{said}, spread over many directories", hint=hint)
     named = ", ".join(_named(cause, sizes) for cause in causes)
     lines = " ".join(ignoring_line(cause, is_directory=cause not in sizes) for cause in causes)
     return Notice(
         level="warning",
-        message=f"nothing ignores {len(sizes):,} files ({_megabytes(total)}) here: most of it is in {named}",
+        message=f"{said}: most of it is in {named}",
         hint=f"if it is not needed there, write into .chiselignore: {lines}",
     )
+
+
+def _is_below(path: str, folders: list[str]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
 def _causes(weights: dict[str, int]) -> list[str]:

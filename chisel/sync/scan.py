@@ -17,11 +17,13 @@ from pathlib import Path
 from anyio import to_thread
 
 from chisel.errors import UsageError
+from chisel.events import Notice
 from chisel.node import tree
 from chisel.node.tree import DIRECTORY, FILE, LINK, Item
 from chisel.sync import blocks
-from chisel.sync.ignore import GIT, Ignore, ignore_for
+from chisel.sync.ignore import Surroundings
 from chisel.sync.index import Index, Look, index_file_for, is_settled, look_of
+from chisel.sync.listing import Listing, too_much
 from chisel.sync.pulled import pulled_paths
 
 __all__ = ["Index", "LocalTree", "index_file_for", "scan", "scan_tree"]
@@ -38,7 +40,8 @@ class LocalTree:
     """A scanned tree: its items by path, what was left out and why, and one hash of it all (empty: not known yet).
 
     Below the paths of `unread` this user may not look; `released` are files that `pull` wrote and nobody edited.
-    `notes` are remarks on what is sent otherwise than it is here.
+    `notes` are remarks on what is sent otherwise than it is here, `warning` says that it is more than anybody means to
+    send, where that has not been said before.
     """
 
     root: Path
@@ -48,50 +51,68 @@ class LocalTree:
     unread: tuple[str, ...] = ()
     released: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    warning: Notice | None = None
 
 
-async def scan_tree(root: Path, index: Index | Path, *, is_thorough: bool = False) -> LocalTree:
-    """Scan a tree in a thread; raises UsageError when it cannot be read. Losing the index file costs time only."""
-    return await to_thread.run_sync(scan, root, index, is_thorough)
+async def scan_tree(
+    root: Path, index: Index | Path, *, is_thorough: bool = False, surroundings: Surroundings | None = None
+) -> LocalTree:
+    """Scan a tree in a thread; raises UsageError when it cannot be read. Losing the index file costs time only.
+
+    `surroundings` are those of the user whose git and configuration decide (default: this process's).
+    """
+    return await to_thread.run_sync(scan, root, index, is_thorough, surroundings)
 
 
-def scan(root: Path, index: Index | Path, is_thorough: bool = False) -> LocalTree:
+def scan(
+    root: Path, index: Index | Path, is_thorough: bool = False, surroundings: Surroundings | None = None
+) -> LocalTree:
     """Scan a tree; blocking. A thorough scan reads every file."""
     if isinstance(index, Path):
         index = Index.load(index)
-    walk = _Walk(str(root), index, is_thorough=is_thorough)
     try:
-        walk.run()
+        listing, is_new = index.lister.list(root, surroundings)
     except OSError as error:
         raise UsageError(f"`{error.filename or root}` cannot be read: {error.strerror}") from error
-    index.remember_sums(walk.sums)
-    known, found = index.files, walk.files
+    look = _Look(root, listing, index, is_thorough=is_thorough)
+    look.at_all()
+    index.remember_sums(look.sums)
+    known, found = index.files, look.files
     index.change(
         {path: seen for path, seen in found.items() if known.get(path) is not seen}, known.keys() - found.keys()
     )
-    if walk.is_deferred or not index.tree_hash or walk.items != index.items:
-        index.tree_hash = "" if walk.is_deferred else tree.tree_hash(walk.items.values())
-    index.items = walk.items
-    notes = (f"{walk.links} hard links are sent as files of their own",) if walk.links else ()
+    if look.is_deferred or not index.tree_hash or look.items != index.items:
+        index.tree_hash = "" if look.is_deferred else tree.tree_hash(look.items.values())
+    index.items = look.items
+    links = (f"{look.links} hard links are sent as files of their own",) if look.links else ()
     return LocalTree(
         root,
-        walk.items,
-        tuple(walk.skipped),
+        look.items,
+        tuple(look.skipped),
         index.tree_hash,
-        unread=tuple(walk.unread),
-        released=tuple(walk.released),
-        notes=notes,
+        unread=tuple(look.unread),
+        released=tuple(look.released),
+        notes=(*listing.notices, *links),
+        warning=_new_warning(listing, index) if is_new else None,
     )
 
 
-class _Walk:
-    """Go through one tree; `files` is what the next scan may rely on."""
+def _new_warning(listing: Listing, index: Index) -> Notice | None:
+    """Return that much is sent which nothing ignores, once for the same causes."""
+    warning = too_much(listing)
+    said = warning.hint or "" if warning is not None else ""
+    return warning if index.is_news(said) and warning is not None else None
 
-    def __init__(self, root: str, index: Index, *, is_thorough: bool) -> None:
-        self._root = root
+
+class _Look:
+    """Look at all that is listed; `files` is what the next scan may rely on."""
+
+    def __init__(self, root: Path, listing: Listing, index: Index, *, is_thorough: bool) -> None:
+        self._prefix = f"{os.path.realpath(root).rstrip('/')}/"
+        self._listing = listing
         self._index = index
         self._known = {} if is_thorough else index.files
-        self._pulled = pulled_paths(index.file.parent, Path(root))
+        self._pulled = pulled_paths(index.file.parent, root)
         self.items: dict[str, Item] = {}
         self.skipped: list[str] = []
         self.unread: list[str] = []
@@ -101,50 +122,40 @@ class _Walk:
         self.links = 0
         self.is_deferred = False
 
-    def run(self) -> None:
-        # The root may itself be a symbolic link; nothing below it is followed.
-        self._directory("", ignore_for(self._root), "")
-
-    def _directory(self, path: str, ignore: Ignore, base: str) -> None:
-        """Go through one directory; what has not changed since the last scan takes the short way."""
-        entries = self._entries(path)
-        if path and path != base[:-1] and any(entry.name == GIT for entry in entries):
-            # A repository of its own (a submodule, a nested clone): its own rules hold inside.
-            ignore, base = ignore_for(os.path.join(self._root, path)), f"{path}/"
-        skipped, prefix = len(base), f"{path}/" if path else ""
-        is_ignored, known_of, items, files = ignore.is_ignored, self._known.get, self.items, self.files
+    def at_all(self) -> None:
+        """Go through the listing; what has not changed since the last scan takes the short way."""
+        known_of, items, files, pulled = self._known.get, self.items, self.files, self._pulled
         seen = self._index.items
-        for entry in entries:
-            name = entry.name
-            inner = prefix + name
-            is_directory = entry.is_dir(follow_symlinks=False)
-            if name == GIT or is_ignored(inner[skipped:], is_directory=is_directory):
+        for path, kind, status in self._listing.entries.values():
+            if len(path) > _SHORT_NAME and not self._can_be_sent(path):
                 continue
-            if len(name) > _SHORT_NAME and not self._can_be_sent(inner):
+            mode = status.st_mode & tree.PERMISSIONS
+            same = seen.get(path)
+            if kind == DIRECTORY:
+                is_same = same is not None and same[1] == DIRECTORY and same[2] == mode
+                items[path] = same if same is not None and is_same else Item(path, DIRECTORY, mode)
                 continue
-            if is_directory:
-                self._enter(entry, inner, ignore, base)
-                continue
-            known = known_of(inner)
-            if known is None or inner in self._pulled:
-                self._leaf(entry, inner)
-                continue
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except OSError:
-                self._leaf(entry, inner)
+            known = known_of(path) if kind == FILE else None
+            if known is None or path in pulled or status.st_nlink > 1:
+                self._leaf(path, kind, status)
                 continue
             look = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
-            if look != known[0] or status.st_nlink > 1:
-                self._leaf(entry, inner)
+            if look != known[0]:
+                self._leaf(path, kind, status)
                 continue
-            files[inner] = known
-            same = seen.get(inner)
-            if same is None or same[3] != known[1] or same[5] != look[1] or same[2] != look[4] & tree.PERMISSIONS:
-                same = Item(inner, FILE, look[4] & tree.PERMISSIONS, known[1], look[0], look[1])
-            items[inner] = same
+            files[path] = known
+            if same is None or same[3] != known[1] or same[5] != look[1] or same[2] != mode or same[1] != FILE:
+                same = Item(path, FILE, mode, known[1], look[0], look[1])
+            items[path] = same
+        for one in self._listing.left_out:
+            if one.reason == "unreadable":
+                self._cannot_read(one.path, f"{one.path}/" if one.is_directory else one.path, one.detail)
+            elif one.reason == "special":
+                self.skipped.append(f"{one.path}: {one.detail}")
 
     def _can_be_sent(self, path: str) -> bool:
+        if len(path.rpartition("/")[2]) <= _SHORT_NAME:
+            return True
         try:
             tree.check_path(path)
         except tree.UnsafePath:
@@ -152,48 +163,23 @@ class _Walk:
             return False
         return True
 
-    def _enter(self, entry: os.DirEntry[str], path: str, ignore: Ignore, base: str) -> None:
-        try:
-            mode = entry.stat(follow_symlinks=False).st_mode & tree.PERMISSIONS
-        except OSError:
-            return
-        self.items[path] = Item(path, DIRECTORY, mode)
-        self._directory(path, ignore, base)
-
-    def _entries(self, path: str) -> list[os.DirEntry[str]]:
-        place = os.path.join(self._root, path) if path else self._root
-        try:
-            with os.scandir(place) as found:
-                return list(found)
-        except FileNotFoundError:
-            if not path:
-                raise
-            return []
-        except OSError as error:
-            if not path:
-                raise
-            self._cannot_read(path, f"{path}/", error)
-            return []
-
-    def _cannot_read(self, path: str, shown: str, error: OSError) -> None:
+    def _cannot_read(self, path: str, shown: str, why: str) -> None:
         """Leave out what cannot be read: it is there, so nothing is deleted for it."""
         self.unread.append(path)
-        why = "no permission to read it" if isinstance(error, PermissionError) else error.strerror
         self.skipped.append(f"{shown}: {why}")
 
-    def _leaf(self, entry: os.DirEntry[str], path: str) -> None:
+    def _leaf(self, path: str, kind: str, status: os.stat_result) -> None:
+        place = self._prefix + path
         try:
-            status = entry.stat(follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode):
-                self._file(entry.path, path, status)
-            elif stat.S_ISLNK(status.st_mode):
-                self.items[path] = Item(path, LINK, 0, os.readlink(entry.path))
+            if kind == FILE:
+                self._file(place, path, status)
             else:
-                self.skipped.append(f"{path}: neither a file, a directory nor a link")
+                self.items[path] = Item(path, LINK, 0, os.readlink(place))
         except FileNotFoundError:
             return
         except OSError as error:
-            self._cannot_read(path, path, error)
+            why = "no permission to read it" if isinstance(error, PermissionError) else error.strerror
+            self._cannot_read(path, path, why or "it cannot be read")
 
     def _file(self, place: str, path: str, status: os.stat_result) -> None:
         pulled = self._pulled.get(path)
@@ -213,7 +199,7 @@ class _Walk:
             read_at = time.time_ns()
             hashed = self._hash(place)
             if hashed is None:
-                self._cannot_read(path, path, OSError(errno.EBUSY, "it kept changing while it was read"))
+                self._cannot_read(path, path, "it kept changing while it was read")
                 return
             digest, status = hashed
             if is_settled(status, read_at):

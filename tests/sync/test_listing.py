@@ -167,12 +167,12 @@ def test_many_files_are_named_by_their_number(top: Path, around: Surroundings) -
     )
 
 
-def test_a_tree_that_is_wide_names_a_few(top: Path, around: Surroundings) -> None:
+def test_a_tree_that_is_wide_names_none(top: Path, around: Surroundings) -> None:
     status = write(top / "a", "x").stat()
     paths = [f"d{number % 100}/{number}" for number in range(20_000)]
     found = too_much(Listing(top, {path: Entry(path, "f", status) for path in paths}, (), ()))
     assert found is not None
-    assert found.message.count("/`") == 5
+    assert found.message == "nothing ignores 20,000 files (0 MB) here, spread over many directories"
 
 
 @pytest.mark.parametrize(("path", "is_directory"), [("a b ", False), ("x/[a]*?", False), ("#a", True), ("!a\\", False)])

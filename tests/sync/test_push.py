@@ -201,7 +201,7 @@ async def test_what_cannot_be_sent_is_named(bench: Bench) -> None:
     os.mkfifo(bench.local / "pipe")
     write(bench.local / "file", "x")
     result = await bench.push()
-    assert result.skipped == ("pipe: neither a file, a directory nor a link",)
+    assert result.skipped == ("pipe: a FIFO",)
     assert snapshot(bench.remote) == {"file": (0o644, b"x")}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from chisel.errors import UsageError
-from chisel.sync.ignore import Patterns, ignore_for
+from chisel.sync.ignore import Rules, Surroundings
 from chisel.sync.index import Index
 from chisel.sync.scan import scan
 from tests.sync.test_push import write
@@ -88,8 +88,8 @@ def test_rules_from_above_hold_below(tmp_path: Path) -> None:
     (top / ".git" / "info" / "exclude").write_text("*.log\n")
     write(top / "kernels" / "x.log")
     assert files_of(top / "kernels", tmp_path / "index") == {"a.c"}
-    patterns = Patterns.above(str(top / "kernels"), str(top))
-    found = [name for name in ("a.c", "a.o", "secret", "x.log") if patterns.is_ignored(name, is_directory=False)]
+    rules = Rules(top / "kernels", Surroundings(None, tmp_path, tmp_path), trusts_listing=False)
+    found = [name for name in ("a.c", "a.o", "secret", "x.log") if not rules.decide(name, is_directory=False).is_sent]
     assert found == ["a.o", "secret", "x.log"]
 
 
@@ -104,11 +104,26 @@ def test_a_git_hook_does_not_mislead(ruled: Path, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.real_part("git")
-def test_git_that_refuses_is_an_error_not_a_guess(tmp_path: Path) -> None:
+def test_what_git_takes_for_no_repository_is_none(tmp_path: Path) -> None:
     write(tmp_path / "tree" / "a.o")
     write(tmp_path / "tree" / ".git", "gitdir: /nowhere\n")
-    with pytest.raises(Exception, match="git does not say"):
-        ignore_for(str(tmp_path / "tree"))
+    assert files_of(tmp_path / "tree", tmp_path / "index") == {"a.o"}
+
+
+@pytest.mark.real_part("git")
+def test_git_that_refuses_is_said_and_its_rules_hold_all_the_same(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    write(tree / ".gitignore", "*.o\n")
+    write(tree / "a.o")
+    write(tree / "a.c")
+    write(tree / "tracked.o")
+    git(tree, "init", "-q")
+    git(tree, "add", "-f", "tracked.o")
+    with open(tree / ".git" / "config", "a", encoding="ascii") as config:
+        config.write("[core\n")
+    found = scan(tree, tmp_path / "index")
+    assert set(found.items) == {".gitignore", "a.c", "tracked.o"}
+    assert "git is not asked" in found.notes[0]
 
 
 def test_the_git_directory_is_never_sent(tmp_path: Path) -> None:
@@ -175,3 +190,19 @@ def test_a_directory_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert found.skipped == ("closed/: no permission to read it",)
     assert found.unread == ("closed",)
     shutil.rmtree(tmp_path / "tree")
+
+
+def test_too_much_is_said_once_for_the_same_causes(tmp_path: Path) -> None:
+    large = write(tmp_path / "tree" / "data" / "weights", "")
+    os.truncate(large, 200_000_000)
+    write(tmp_path / "tree" / "a.c")
+    index = tmp_path / "index"
+    first = scan(tmp_path / "tree", index).warning
+    assert first is not None
+    assert "`data/weights` (200 MB)" in first.message
+    os.truncate(large, 201_000_000)
+    assert scan(tmp_path / "tree", index).warning is None
+    write(tmp_path / "tree" / ".chiselignore", "data\n")
+    assert scan(tmp_path / "tree", index).warning is None
+    (tmp_path / "tree" / ".chiselignore").unlink()
+    assert scan(tmp_path / "tree", index).warning is not None, "it was gone in between"

@@ -1,7 +1,6 @@
 """Decide what of a local tree is sent: git's rules exactly, and `.chiselignore` on top."""
 
 from chisel.sync.ignore.git import GitFacts, Surroundings, default_surroundings, git_facts, surroundings_of
-from chisel.sync.ignore.legacy import Ignore, Patterns, ignore_for
 from chisel.sync.ignore.repository import GIT
 from chisel.sync.ignore.rules import CHISEL_IGNORE, GIT_IGNORE, Place, Rules, Verdict
 
@@ -13,14 +12,11 @@ __all__ = [
     "GIT_IGNORE",
     "IGNORE_FILE",
     "GitFacts",
-    "Ignore",
-    "Patterns",
     "Place",
     "Rules",
     "Surroundings",
     "Verdict",
     "default_surroundings",
     "git_facts",
-    "ignore_for",
     "surroundings_of",
 ]

@@ -190,7 +190,7 @@ def run_git(
         unset = [word for name in _UNSET for word in ("-u", name)]
         command = ["env", *unset, *(f"{name}={value}" for name, value in forced.items()), *command]
     else:
-        kept = {name: value for name, value in around.environ.items() if not name.startswith("GIT_")}
+        kept = {name: value for name, value in around.environ.items() if not name.startswith(("GIT_", "CHISEL_"))}
         environ = {**kept, **forced}
     try:
         ended = subprocess.run(

@@ -1,0 +1,247 @@
+"""List a tree again without reading its directories: those that nothing was made in, removed from or renamed in.
+
+Such a change always shows in a directory's times (POSIX, `rename`, `unlink`, `open`), and nobody can set them all back:
+the time of the last status change is the system's own. Relied on that is on Linux, on the file systems of `_TRUSTED`;
+elsewhere every listing is a whole one. The rules are the same while no file that holds some has changed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from chisel.node.tree import DIRECTORY, FILE, LINK
+from chisel.sync.ignore import CHISEL_IGNORE, GIT, GIT_IGNORE, Rules, Surroundings, default_surroundings
+from chisel.sync.ignore.rules import Scope
+from chisel.sync.listing import Entry, LeftOut, Listing, Walk
+
+RACY_NS = 50_000_000
+"""What changed so shortly before it was looked at may change again within the same tick of the file system's clock."""
+
+_TRUSTED = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "zfs"})
+_RULE_FILES = frozenset({GIT, GIT_IGNORE, CHISEL_IGNORE})
+_MOUNTS = "/proc/self/mountinfo"
+
+Stamp = tuple[int, ...]
+
+
+class Lister:
+    """List one tree as often as one likes; only changed directories are read again. Blocking, for one thread."""
+
+    def __init__(self) -> None:
+        self._kept: _Kept | None = None
+
+    def list(self, root: str | os.PathLike[str], around: Surroundings | None = None) -> tuple[Listing, bool]:
+        """List a tree; returns with it whether it was listed wholly. Raises OSError when the root cannot be read."""
+        around = around or default_surroundings()
+        kept, self._kept = self._kept, None
+        if kept is not None and kept.is_of(root, around):
+            listing = kept.renewed()
+            if listing is not None:
+                self._kept = kept
+                return listing, False
+        looked_at_ns = time.time_ns()
+        top = os.stat(root)
+        rules = Rules(root, around, trusts_listing=True)
+        walk = Walk(rules)
+        walk.run()
+        listing = Listing(Path(root), walk.entries, tuple(walk.left_out), tuple(rules.notices))
+        is_whole = all(one.reason in {"ignored", "special"} for one in walk.left_out)
+        if is_whole and not walk.leads and is_trusted(rules.root):
+            self._kept = _Kept(listing, walk, rules, top, looked_at_ns)
+        return listing, True
+
+
+class _Kept:
+    """A listing, and the stamps of all that it follows from. A stamp that cannot be relied on is empty."""
+
+    def __init__(self, listing: Listing, walk: Walk, rules: Rules, top: os.stat_result, looked_at_ns: int) -> None:
+        self._listing = listing
+        self._around = rules.around
+        self._root = rules.root
+        self._rules: Rules | None = None
+        self._entries = dict(listing.entries)
+        self._left_out = list(listing.left_out)
+        self._names = walk.names
+        looks = {path: walk.entries[path].status for path in walk.directories if path}
+        self._folders = {path: stamp_of(look, looked_at_ns) for path, look in {"": top, **looks}.items()}
+        places = {*_rule_places(walk, rules), *_places_above(rules)}
+        self._sources = {place: _stamp_at(place, looked_at_ns) for place in places}
+        self._is_usable = all(look.st_dev == top.st_dev for look in looks.values()) and not _includes_others(rules)
+
+    def is_of(self, root: str | os.PathLike[str], around: Surroundings) -> bool:
+        """Say whether this is about the same directory, as the same user's git sees it."""
+        same = (around.git, around.home, around.config_home)
+        mine = (self._around.git, self._around.home, self._around.config_home)
+        return self._is_usable and same == mine and os.path.realpath(root) == self._root
+
+    def renewed(self) -> Listing | None:
+        """Return how the tree is to be listed now, None when it must be listed wholly."""
+        for place, stamp in self._sources.items():
+            if stamp != _stamp_at(place, 0):
+                return None
+        try:
+            looks = self._folder_looks()
+        except OSError:
+            return None
+        if looks is None:
+            return None
+        prefix = self._root.rstrip("/") + "/"
+        lstat, fresh = os.lstat, {}
+        for path, kind, _ in self._entries.values():
+            if kind == DIRECTORY:
+                fresh[path] = Entry(path, kind, looks[path])
+                continue
+            try:
+                status = lstat(prefix + path)
+            except OSError:
+                return None
+            if stat.S_IFMT(status.st_mode) != (stat.S_IFREG if kind == FILE else stat.S_IFLNK):
+                return None
+            fresh[path] = Entry(path, kind, status)
+        before = self._listing
+        return Listing(before.root, fresh, tuple(self._left_out), before.notices)
+
+    def _folder_looks(self) -> dict[str, os.stat_result] | None:
+        """Look at every directory, and into those that have changed; None when the tree must be listed wholly."""
+        looks, lstat, prefix = {}, os.lstat, self._root.rstrip("/") + "/"
+        for folder, stamp in self._folders.items():
+            now_ns = time.time_ns() if not stamp else 0
+            status = lstat(prefix + folder) if folder else os.stat(self._root)
+            looks[folder] = status
+            if stamp == (status.st_dev, status.st_ino, status.st_mode, status.st_mtime_ns, status.st_ctime_ns):
+                continue
+            if not stat.S_ISDIR(status.st_mode) or not self._look_again(folder):
+                return None
+            self._folders[folder] = stamp_of(status, now_ns or time.time_ns())
+        return looks
+
+    def _look_again(self, folder: str) -> bool:
+        """Take in what came to a directory and went from it; False when that is more than single files."""
+        with os.scandir(os.path.join(self._root, folder)) as entries:
+            found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        known = self._names[folder]
+        if found == known:
+            return True
+        differs = {name for name in found.keys() | known.keys() if found.get(name) != known.get(name)}
+        if differs & _RULE_FILES or any(found.get(name) or known.get(name) for name in differs):
+            return False
+        for name in sorted(differs):
+            path = f"{folder}/{name}" if folder else name
+            if name not in found:
+                self._entries.pop(path, None)
+                self._left_out = [one for one in self._left_out if one.path != path]
+            elif not self._take_in(path):
+                return False
+        self._names[folder] = found
+        return True
+
+    def _take_in(self, path: str) -> bool:
+        """Decide about a file that is new; False for what is no file."""
+        if self._rules is None:
+            self._rules = Rules(self._root, self._around, trusts_listing=False)
+        verdict = self._rules.decide(path, is_directory=False)
+        if not verdict.is_sent:
+            self._left_out.append(LeftOut(path, is_directory=False, reason="ignored", verdict=verdict))
+            return True
+        try:
+            status = os.lstat(os.path.join(self._root, path))
+        except FileNotFoundError:
+            return True  # as it came it went: the directory's times will have changed
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
+            return False
+        self._entries[path] = Entry(path, FILE if stat.S_ISREG(status.st_mode) else LINK, status)
+        return True
+
+
+def stamp_of(status: os.stat_result, looked_at_ns: int) -> Stamp:
+    """Return what tells that something was changed, empty when it was too shortly before it was looked at."""
+    if looked_at_ns and looked_at_ns - max(status.st_mtime_ns, status.st_ctime_ns) < RACY_NS:
+        return ()
+    return status.st_dev, status.st_ino, status.st_mode, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _stamp_at(place: str, looked_at_ns: int) -> Stamp:
+    """Return the stamp of a file that holds rules, or of nothing (-1): what is empty never equals what is found."""
+    try:
+        status = os.stat(place)
+    except OSError:
+        return (-1,)
+    found = stamp_of(status, looked_at_ns)
+    return (*found, status.st_size) if found else ()
+
+
+def _rule_places(walk: Walk, rules: Rules) -> Iterator[str]:
+    """Give the files in a tree, and of its repositories and its user, that rules were read from or may be."""
+    for path in walk.rule_files:
+        yield os.path.join(rules.root, path)
+    scopes = [scope for scope in walk.scopes if scope.repository is not None]
+    for scope in scopes:
+        yield from _git_places(scope)
+    if scopes:
+        yield from _user_places(rules.around)
+
+
+def _git_places(scope: Scope) -> Iterator[str]:
+    repository = scope.repository
+    assert repository is not None
+    yield repository.index_file
+    yield repository.exclude_file
+    yield os.path.join(repository.common_directory, "config")
+    for name in ("config.worktree", "HEAD"):
+        yield os.path.join(repository.git_directory, name)
+    if "core.excludesfile" in scope.settings:
+        yield os.path.join(repository.top, scope.settings["core.excludesfile"])
+
+
+def _user_places(around: Surroundings) -> Iterator[str]:
+    yield "/etc/gitconfig"
+    yield str(around.home / ".gitconfig")
+    yield str(around.config_home / "git" / "config")
+    yield str(around.config_home / "git" / "ignore")
+
+
+def _places_above(rules: Rules) -> Iterator[str]:
+    """Give what rules may come from above the root: a repository around it, and the ignore files in between."""
+    repository = rules.top.scope.repository
+    for above in map(str, Path(rules.root).parents):
+        yield os.path.join(above, GIT)
+        if repository is not None and (above == repository.top or above.startswith(repository.top.rstrip("/") + "/")):
+            yield os.path.join(above, GIT_IGNORE)
+            yield os.path.join(above, CHISEL_IGNORE)
+
+
+def _includes_others(rules: Rules) -> bool:
+    """Say whether a configuration takes in other files: which, only git knows."""
+    repository = rules.top.scope.repository
+    own = [os.path.join(repository.common_directory, "config")] if repository is not None else []
+    for place in (*own, *_user_places(rules.around)):
+        with suppress(OSError), open(place, "rb") as source:
+            if re.search(rb"^\s*\[\s*include", source.read(1 << 20), re.IGNORECASE | re.MULTILINE):
+                return True
+    return False
+
+
+def is_trusted(root: str, mounts: str = _MOUNTS) -> bool:
+    """Say whether a directory and all below it is on one file system whose directories' times can be relied on."""
+    if sys.platform != "linux":
+        return False
+    try:
+        with open(mounts, encoding="utf-8", errors="surrogateescape") as source:
+            lines = [line.split(" - ", 1) for line in source]
+    except OSError:
+        return False
+    below, best, kind = root.rstrip("/") + "/", "", ""
+    for fields, more in (line for line in lines if len(line) == 2):
+        point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields.split(" ")[4])
+        if point.startswith(below):
+            return False
+        if below.startswith(point.rstrip("/") + "/") and len(point) >= len(best):
+            best, kind = point, more.split(" ", 1)[0]
+    return kind in _TRUSTED

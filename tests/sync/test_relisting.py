@@ -1,0 +1,249 @@
+"""A kept listing says what a new one would, whatever happened meanwhile, and reads only directories that changed."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from chisel.sync.ignore import Surroundings, surroundings_of
+from chisel.sync.listing import Listing, listing_of
+from chisel.sync.relisting import RACY_NS, Lister, is_trusted
+from tests.sync.test_ignore import git
+from tests.sync.test_push import write
+
+pytestmark = pytest.mark.real_part("git")
+
+
+@pytest.fixture
+def around(tmp_path: Path) -> Surroundings:
+    return surroundings_of({"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"})
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Path]:
+    if not is_trusted(str(tmp_path)):
+        pytest.skip("this file system's directory times are not relied on")
+    top = tmp_path / "top" / "tree"
+    for number in range(30):
+        write(top / f"d{number % 5}" / f"f{number}.c", str(number))
+    write(top / "d0" / "x.o")
+    write(top / ".gitignore", "*.o\n/out/\n")
+    write(top / "out" / "result")
+    (top / "d1" / "link").symlink_to("f1.c")
+    yield top
+    shutil.rmtree(top.parent)
+
+
+def settle(tmp_path: Path) -> None:
+    """Wait until what has happened by now is older than what is not relied on, by the file system's own clock."""
+    clock = tmp_path / "clock"
+    clock.write_text("tick")
+    began_ns = clock.stat().st_mtime_ns
+    while clock.stat().st_mtime_ns - began_ns <= RACY_NS + 20_000_000:
+        clock.write_text("tick")
+
+
+def plain(listing: Listing) -> dict[str, tuple[object, ...]]:
+    """Return what is to be equal: kinds and looks, and what is left out and why."""
+    sent = {
+        path: (entry.kind, entry.status.st_ino, entry.status.st_mode, entry.status.st_mtime_ns, entry.status.st_size)
+        for path, entry in listing.entries.items()
+    }
+    return {**sent, **{f"-{one.path}": (one.reason, one.detail) for one in listing.left_out}}
+
+
+class Twice:
+    """A lister, and what a new listing says."""
+
+    def __init__(self, tree: Path, around: Surroundings) -> None:
+        self.tree = tree
+        self.around = around
+        self.lister = Lister()
+
+    def __call__(self) -> bool:
+        """List and compare; return whether all of it was listed anew."""
+        found, is_new = self.lister.list(self.tree, self.around)
+        assert plain(found) == plain(listing_of(self.tree, self.around))
+        return is_new
+
+
+@pytest.mark.parametrize("is_checkout", [False, True])
+def test_an_unchanged_tree_is_not_read_again(
+    tree: Path, tmp_path: Path, around: Surroundings, is_checkout: bool
+) -> None:
+    if is_checkout:
+        git(tree, "init", "-q")
+        git(tree, "add", ".")
+    settle(tmp_path)
+    twice = Twice(tree, around)
+    assert twice()
+    reads: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "scandir", reads.append)
+        assert not twice.lister.list(tree, around)[1]
+    assert reads == []
+
+
+Change = Callable[[Path], object]
+SINGLE_FILES: dict[str, Change] = {
+    "a file is edited": lambda tree: (tree / "d1" / "f1.c").write_text("other"),
+    "a file is replaced": lambda tree: os.replace(write(tree / "d1" / ".f1.c.swp", "new"), tree / "d1" / "f1.c"),
+    "a file comes": lambda tree: write(tree / "d2" / "new.c"),
+    "an ignored file comes": lambda tree: write(tree / "d2" / "new.o"),
+    "a file goes": lambda tree: (tree / "d2" / "f2.c").unlink(),
+    "an ignored file goes": lambda tree: (tree / "d0" / "x.o").unlink(),
+    "a file is renamed": lambda tree: (tree / "d2" / "f2.c").rename(tree / "d3" / "f2.c"),
+    "a link is turned": lambda tree: ((tree / "d1" / "link").unlink(), (tree / "d1" / "link").symlink_to("f6.c")),
+    "a mode changes": lambda tree: (tree / "d1" / "f1.c").chmod(0o755),
+    "a directory's mode changes": lambda tree: (tree / "d1").chmod(0o700),
+}
+MORE: dict[str, Change] = {
+    "a directory comes": lambda tree: write(tree / "new" / "deep" / "a"),
+    "a directory goes": lambda tree: shutil.rmtree(tree / "d3"),
+    "a directory is renamed": lambda tree: (tree / "d3").rename(tree / "d9"),
+    "a directory takes a file's place": lambda tree: ((tree / "d1" / "f1.c").unlink(), (tree / "d1" / "f1.c").mkdir()),
+    "a FIFO comes": lambda tree: os.mkfifo(tree / "d1" / "fifo"),
+    "the rules are edited": lambda tree: (tree / ".gitignore").write_text("*.c\n"),
+    "the rules go": lambda tree: (tree / ".gitignore").unlink(),
+    "nested rules come": lambda tree: write(tree / "d1" / ".gitignore", "f*\n"),
+    "chisel's own rules come": lambda tree: write(tree / ".chiselignore", "d1\n"),
+    "rules take in what git ignores": lambda tree: write(tree / ".chiselignore", "!out/result\n"),
+    "a repository comes": lambda tree: git(tree / "d1", "init", "-q"),
+    "the root is a repository": lambda tree: git(tree, "init", "-q"),
+    "a repository comes above": lambda tree: (
+        write(tree.parent / ".gitignore", "d4\n"), git(tree.parent, "init", "-q")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_checkout", [False, True])
+@pytest.mark.parametrize("name", SINGLE_FILES)
+def test_single_files_are_taken_in(
+    tree: Path, tmp_path: Path, around: Surroundings, name: str, is_checkout: bool
+) -> None:
+    if is_checkout:
+        git(tree, "init", "-q")
+        git(tree, "add", ".")
+    settle(tmp_path)
+    twice = Twice(tree, around)
+    twice()
+    SINGLE_FILES[name](tree)
+    assert not twice()
+    assert not twice()
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_more_than_that_is_listed_anew(tree: Path, tmp_path: Path, around: Surroundings, name: str) -> None:
+    settle(tmp_path)
+    twice = Twice(tree, around)
+    twice()
+    MORE[name](tree)
+    assert twice()
+    twice()
+
+
+TOLD_BY_GIT: dict[str, Change] = {
+    "an ignored file is tracked": lambda tree: git(tree, "add", "-f", "d0/x.o"),
+    "an exclude file": lambda tree: (tree / ".git" / "info" / "exclude").write_text("d1\n"),
+    "a configured one": lambda tree: (
+        write(tree.parent / "mine", "d2\n"), git(tree, "config", "core.excludesFile", str(tree.parent / "mine"))
+    ),
+    "the user's own": lambda tree: write(tree.parent.parent / ".config" / "git" / "ignore", "d3\n"),
+    "the user's configuration": lambda tree: (
+        write(tree.parent / "mine", "d2\n"),
+        write(tree.parent.parent / ".gitconfig", f"[core]\nexcludesFile = {tree.parent / 'mine'}\n"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOLD_BY_GIT)
+def test_what_git_says_otherwise_is_heard(tree: Path, tmp_path: Path, around: Surroundings, name: str) -> None:
+    git(tree, "init", "-q")
+    git(tree, "add", ".gitignore")
+    settle(tmp_path)
+    twice = Twice(tree, around)
+    twice()
+    before = plain(listing_of(tree, around))
+    TOLD_BY_GIT[name](tree)
+    assert twice()
+    assert plain(listing_of(tree, around)) != before, "the case has to change something"
+
+
+def test_a_change_in_the_tick_of_the_listing_is_seen(tree: Path, around: Surroundings) -> None:
+    twice = Twice(tree, around)
+    for number in range(300):
+        folder = tree / f"d{number % 5}"
+        write(folder / f"n{number}", "")
+        twice()
+        write(folder / f"m{number}", "")
+        twice()
+        (folder / f"n{number}").unlink()
+
+
+def test_random_changes_leave_no_difference(tree: Path, tmp_path: Path, around: Surroundings) -> None:
+    chance = random.Random(7)
+    git(tree, "init", "-q")
+    twice, kept = Twice(tree, around), 0
+    changes = [*SINGLE_FILES.values(), *MORE.values(), *TOLD_BY_GIT.values()]
+    for _ in range(150):
+        for change in chance.choices(changes, k=chance.choice([0, 1, 1, 3])):
+            try:
+                change(tree)
+            except (OSError, subprocess.CalledProcessError):
+                continue  # an earlier change took what this one needs
+        if chance.random() < 0.3:
+            settle(tmp_path)
+        kept += not twice()
+    assert kept > 20, "hardly anything was kept: this shows nothing"
+
+
+def test_another_users_git_is_another_listing(tree: Path, tmp_path: Path, around: Surroundings) -> None:
+    git(tree, "init", "-q")
+    settle(tmp_path)
+    lister = Lister()
+    lister.list(tree, around)
+    write(tmp_path / "other" / ".config" / "git" / "ignore", "d1\n")
+    other = surroundings_of({"PATH": os.environ["PATH"], "HOME": str(tmp_path / "other")})
+    found, is_new = lister.list(tree, other)
+    assert is_new
+    assert "d1/f1.c" not in found.entries
+
+
+def test_a_configuration_that_includes_others_is_not_relied_on(
+    tree: Path, tmp_path: Path, around: Surroundings
+) -> None:
+    git(tree, "init", "-q")
+    write(tmp_path / ".gitconfig", "[include]\npath = more\n")
+    settle(tmp_path)
+    lister = Lister()
+    lister.list(tree, around)
+    assert lister.list(tree, around)[1]
+
+
+MOUNTS = """21 1 254:0 / / rw - ext4 /dev/a rw
+22 21 0:30 / /home/a\\040b rw shared:1 - nfs server:/x rw
+23 21 0:31 / /home/fast rw - btrfs /dev/b rw
+24 23 0:32 / /home/fast/tree/inner rw - tmpfs none rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("root", "expected"),
+    [
+        ("/work", True),
+        ("/home/a b/tree", False),
+        ("/home/fast", False),
+        ("/home/fast/other", True),
+        ("/home/fast/tree", False),
+        ("/home/faster", True),
+    ],
+)
+def test_only_local_file_systems_are_relied_on(tmp_path: Path, root: str, expected: bool) -> None:
+    mounts = write(tmp_path / "mounts", MOUNTS)
+    assert is_trusted(root, str(mounts)) is expected
