@@ -177,11 +177,15 @@ class PathExplained(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncEnded(Event):
-    """A working copy equals the local tree again, or says in `result.error` why not."""
+    """A working copy equals the local tree again, or says in `result.error` why not.
+
+    `after_s` is how long after the change that was heard of, where one is waited for.
+    """
 
     kind: ClassVar[str] = "sync_ended"
 
     result: SyncResult
+    after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
 
@@ -13,6 +14,11 @@ from chisel.cli.session import Session, choose
 from chisel.cli.target import bring_up_option, status_of_errors, status_of_sync, target_of
 from chisel.sync.wanted import Caps
 
+if TYPE_CHECKING:
+    from chisel.client import Client, Pool
+    from chisel.runner import Control
+
+_READY = {"receive": 1, "supervise": 1}
 _FLAG: dict[str, Any] = {"is_flag": True}
 _SYNC_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("--to", metavar="DIR", help="Into this directory of the droplets (default: one of the tree's own)."),
@@ -23,6 +29,8 @@ _SYNC_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("--now", "is_now", **_FLAG, help="Do not wait for commands that run in the working copy."),
     click.option("--take-over", "takes_over", **_FLAG, help="Take a working copy from whoever synced it before."),
     bandwidth_option,
+    click.option("--watch", "watches", **_FLAG, help="Go on: sync again after every change, until Ctrl-C."),
+    click.option("--run", "line", metavar="CMD", help="With --watch: run this after each sync, ending the one before."),
 )
 
 
@@ -37,25 +45,66 @@ _SYNC_OPTIONS: tuple[Callable[[Command], Command], ...] = (
 @output_options
 async def sync(
     session: Session, path: Path | None, explained: tuple[str, ...], pool: str | None, everywhere: bool,
-    on: str | None, bring_up: bool, to: str | None, bytes_per_s: float | None, **flags: bool,
+    on: str | None, bring_up: bool, to: str | None, bytes_per_s: float | None, watches: bool, line: str | None,
+    **flags: bool,
 ) -> None:  # fmt: skip
     """Make the droplets' working copy equal to the local tree, sending only what changed.
 
     PATH is the tree (default: the synced one around the current directory, else the project's root). What was pushed
     before and is gone here is removed there; what the droplets made themselves stays.
     """
+    if line is not None and not watches:
+        raise click.UsageError("--run goes with --watch; to sync and run once: chisel run -s CMD")
+    if watches and (explained or flags["is_dry"]):
+        raise click.UsageError("--watch goes with neither --explain nor --dry-run")
     if explained:
         from chisel.client.explaining import explain
 
         async with session.open() as client:
             await explain(client, explained, root=path)
         return
-    async with session.open() as client:
+    if watches:
+        session.around.decline()  # it stays as long as its user: it has connections of its own
+        session.look["is_endless"] = True
+    async with session.open(reserve=_READY if watches else None) as client:
         from chisel.client.syncing import SyncOptions
 
         target = await target_of(client, session, pool, everywhere, on, bring_up)
-        results = await target.sync(path, to=to, options=SyncOptions(**flags), bytes_per_s=bytes_per_s)
-        status_of_sync(session, results)
+        more: dict[str, Any] = {"to": to, "options": SyncOptions(**flags), "bytes_per_s": bytes_per_s}
+        if watches:
+            await _watch(session, client, target, path, line, more)
+            return
+        status_of_sync(session, await target.sync(path, **more))
+
+
+async def _watch(
+    session: Session, client: Client, target: Pool, path: Path | None, line: str | None, more: dict[str, Any]
+) -> None:
+    """Follow the tree until Ctrl-C: the command that runs is interrupted then, by a second one killed."""
+    from chisel.client.watching import Stop
+    from chisel.events import Notice
+
+    await client.connector(target.hosts())  # sessions in reserve are owned here, not by a sync
+    stop, steps = Stop(), iter([signal.SIGINT, signal.SIGKILL])
+
+    def take(number: int) -> bool:
+        step = next(steps, None) if number == signal.SIGINT else None
+        if step is not None:
+            session.status = 128 + signal.SIGINT
+            stop.ask(int(step))
+        return step is not None
+
+    async def run(control: Control) -> None:
+        results = await target.run(line or "", cwd=more["to"], capture=False, control=control)
+        for result in results if not control.was_used else ():
+            client.sink.emit(Notice(host=result.host, message=f"ended with status {result.status}"))
+
+    session.hand_signals_to(take)
+    try:
+        client.sink.emit(Notice(message="watching; Ctrl-C ends it"))
+        await target.watch(path, run=run if line is not None else None, stop=stop, **more)
+    finally:
+        session.hand_signals_to(None)
 
 
 @click.command()

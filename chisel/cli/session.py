@@ -88,7 +88,9 @@ class Session:
     # -- output
 
     @asynccontextmanager
-    async def open(self, *, cares: bool = True, mends: bool = True) -> AsyncIterator[Client]:
+    async def open(
+        self, *, cares: bool = True, mends: bool = True, reserve: Mapping[str, int] | None = None
+    ) -> AsyncIterator[Client]:
         """Open the output and a client that reports to it; everything is written when the block ends.
 
         A command that `cares` warns of droplets that have been up for long, and ends those whose time is over; one that
@@ -107,6 +109,7 @@ class Session:
                 connector=self.connector,
                 store=self.store,
                 trees=self.trees,
+                reserve=reserve,
             ) as client,
         ):
             await client.begin(mends=mends, warns=cares)

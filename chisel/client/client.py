@@ -82,13 +82,15 @@ async def open(
     connector: Connector | None = None,
     store: StateStore | None = None,
     trees: Trees | None = None,
+    reserve: Mapping[str, int] | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client from configuration and environment; both are read here and nowhere below.
 
     `environ` defaults to the process's own (`CHISEL_DO_TOKEN`, `CHISEL_DO_API_URL`, XDG variables), `cwd` to the
     current directory. `departures` are connections that are on their way; the client uses and closes them. A
     `connector` that is handed in is used and left open, so are a `store` and `trees`. Raises ConfigError for unusable
-    files. Leaving closes every other connection, in bounded time.
+    files. Leaving closes every other connection, in bounded time. With a `reserve` every connection keeps so many
+    sessions of a role ready (`{"receive": 1}` for a sync); `Client.connector` is to be called by the same task first.
     """
     environ = os.environ if environ is None else environ
     paths = resolve_paths(environ, home or Path(environ.get("HOME") or Path.home()))
@@ -101,7 +103,7 @@ async def open(
     named = {name: environ[name] for name in project.settings.env if name in environ}
     async with AsyncExitStack() as stack:
         where, used = Where(project, here, named, environ), store or StateStore(paths.state_file)
-        yield Client(config, paths, where, sink or NullSink(), stack, used, departures, connector, trees)
+        yield Client(config, paths, where, sink or NullSink(), stack, used, departures, connector, trees, reserve)
 
 
 class Client:
@@ -118,6 +120,7 @@ class Client:
         departures: Departures | None = None,
         connector: Connector | None = None,
         trees: Trees | None = None,
+        reserve: Mapping[str, int] | None = None,
     ) -> None:
         self.config = config
         self.paths = paths
@@ -130,6 +133,7 @@ class Client:
         self._cloud: Cloud | None = None
         self._connector: Connector | None = connector
         self._trees = trees
+        self._reserve = reserve
 
     @property
     def has_connected(self) -> bool:
@@ -170,7 +174,7 @@ class Client:
                 from chisel.client.connections import make_connector
 
                 self._connector = await make_connector(
-                    self._stack, self.paths, self.store, self.config.api_url, hosts, self._departures
+                    self._stack, self.paths, self.store, self.config.api_url, hosts, self._departures, self._reserve
                 )
             return self._connector
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ async def make_connector(
     api_url: str,
     hosts: Sequence[Host],
     departures: Departures | None,
+    reserve: Mapping[str, int] | None,
 ) -> Connector:
     """Return a keeper that lives as long as the stack; connecting to `hosts` begins while asyncssh is imported."""
     from chisel.ssh.early import Departures
@@ -39,7 +40,7 @@ async def make_connector(
     from chisel.ssh.keys import load_or_create_client_key
 
     key = await to_thread.run_sync(load_or_create_client_key, paths.client_key)
-    connector = await stack.enter_async_context(open_connector(key, departures=departures))
+    connector = await stack.enter_async_context(open_connector(key, departures=departures, reserve=reserve))
     stack.push_async_callback(_remember_plain, store, api_url, connector)
     return connector
 

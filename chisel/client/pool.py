@@ -44,6 +44,7 @@ from chisel.state import DropletRecord
 if TYPE_CHECKING:
     from chisel.client.client import Client
     from chisel.client.syncing import SyncOptions
+    from chisel.client.watching import Run, Stop
     from chisel.sync.wanted import Caps
 
 GRACE = timedelta(seconds=5)
@@ -114,6 +115,27 @@ class Pool:
         from chisel.client.syncing import sync
 
         return await sync(self, self._client, path, to=to, options=options, bytes_per_s=bytes_per_s)
+
+    async def watch(
+        self,
+        path: Path | str | None = None,
+        *,
+        to: str | None = None,
+        options: SyncOptions | None = None,
+        bytes_per_s: float | None = None,
+        run: Run | None = None,
+        stop: Stop | None = None,
+    ) -> None:
+        """Sync at once and after every change of the tree, and then call `run`, until it is cancelled or stopped.
+
+        `run` is called after each sync that worked, with a `Control` to hand to `Pool.run`: before the next sync the
+        command gets SIGINT through it, SIGKILL after five seconds. A sync that failed is told and tried again, with the
+        next change or a little later. Events: a `SyncEnded` for the first sync and for each that changed something.
+        Cancelled, it ends what runs; `stop` ends the watch in order. Raises UsageError when `path` is no directory.
+        """
+        from chisel.client.watching import watch
+
+        await watch(self, self._client, path, to=to, options=options, bytes_per_s=bytes_per_s, run=run, stop=stop)
 
     async def run(
         self,

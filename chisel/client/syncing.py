@@ -119,8 +119,10 @@ async def sync(
     to: str | None,
     options: SyncOptions | None,
     bytes_per_s: float | None,
+    tell: Callable[[SyncResult], None] | None = None,
 ) -> list[SyncResult]:
-    """Sync a pool: see `Pool.sync`."""
+    """Sync a pool: see `Pool.sync`. `tell` takes each droplet's result as it comes (default: an event)."""
+    tell = tell or (lambda result: client.sink.emit(SyncEnded(host=result.host, result=result)))
     root = await client.root_to_sync(path)
     remote = PurePosixPath(to) if to else remote_root_for(root)
     if to and not to.startswith(("/", "~/")):
@@ -133,7 +135,7 @@ async def sync(
         except ChiselError as error:
             result = SyncResult(host=host.name, root=str(remote), error=describe(error))
         results[host.name] = result
-        client.sink.emit(SyncEnded(host=host.name, result=result))
+        tell(result)
 
     async with _sending(client, root, remote, hosts, options, bytes_per_s) as (connector, job, tasks):
         for host in hosts:

@@ -35,7 +35,7 @@ class Look:
     `mode` says when output is shown: as it comes, a droplet's when it ends, or equal output once at the end, then with
     what differs. `is_raw` passes it through as it is, whatever reads it. `out_dir` gets a file per droplet and stream
     as well. `line_end` ends chisel's own lines: a terminal in raw mode needs a carriage return. Paths below `cwd` are
-    shown relative to it.
+    shown relative to it. One that `is_endless` sums nothing up.
     """
 
     width: int = 80
@@ -50,6 +50,7 @@ class Look:
     line_end: str = "\n"
     quiet: bool = False
     cwd: Path | None = None
+    is_endless: bool = False
 
 
 class Screen:
@@ -242,7 +243,8 @@ class Screen:
             prefixer = self._prefixers.pop((event.host, stream), None)
             if prefixer:
                 self._put(descriptor, prefixer.finish())
-        self._results.append(event.result)
+        if not self._look.is_endless:
+            self._results.append(event.result)
         if self._collector is not None:
             self._count_ended()
             if self._look.mode == "group":
@@ -323,7 +325,8 @@ class Screen:
                 self.say(f"{one.host}: {path}: {one.reasons[path]}")
             self.say(f"{one.host}: nothing was changed: {words.count(len(one.reasons), 'path')} would be")
         else:
-            self.say(f"{one.host}: {_what_was_synced(one)}")
+            after = "" if event.after_s is None else f", {event.after_s * 1000:.0f} ms after the change"
+            self.say(f"{one.host}: {_what_was_synced(one)}{after}")
         for path in one.repaired if not one.is_dry else ():
             self.say(f"{one.host}: repaired `{path}`, which was changed there", "33")
         for path in one.kept:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support import User
+from tests.support import User, processes_with, until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -79,3 +83,94 @@ def test_options_are_told_in_words(one: User) -> None:
     assert one.does("run", "ls").out == b"keep.c\nmeddled.c\n", "commands run where the last sync went"
     assert one.does("run", "pwd").out.strip().endswith(b"/elsewhere")
     assert one.chisel("sync", "--to", "relative").status == 2
+
+
+class Watching:
+    """A `sync --watch --json` that runs; `of` gives its events of a kind, waiting until there are so many."""
+
+    def __init__(self, user: User, *words: str) -> None:
+        self.file = user.home / "watched.json"
+        with self.file.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "chisel", "sync", "--watch", "--json", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                cwd=user.cwd,
+                env=user.environ(),
+            )
+
+    def of(self, kind: str, least: int) -> list[dict[str, Any]]:
+        def found() -> list[dict[str, Any]]:
+            whole = self.file.read_bytes().rpartition(b"\n")[0].splitlines()
+            return [event for line in whole if (event := json.loads(line))["event"] == kind]
+
+        until(lambda: len(found()) >= least, what=f"{least} times {kind}")
+        return found()
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(30)
+
+    def __enter__(self) -> Watching:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def test_a_watch_syncs_and_runs_after_each_change(one: User) -> None:
+    (one.cwd / "a.txt").write_text("first")
+    with Watching(one, "--run", "cat a.txt; exec sleep 4321.5") as watching:
+        watching.of("output", 1)
+        (one.cwd / "a.txt").write_text("other")
+        (second,) = watching.of("sync_ended", 2)[1:]
+        assert second["result"]["sent_files"] == 1
+        assert 0 < second["after_s"] < 20
+        assert [event["text"] for event in watching.of("output", 2)] == ["first", "other"]
+        (first,) = watching.of("run_ended", 1)
+        assert first["result"]["signal"] == signal.SIGINT, "the one before is interrupted"
+        assert watching.interrupt() == 130
+        (ended,) = watching.of("ended", 1)
+        assert ended["status"] == 130
+        assert len(watching.of("run_ended", 2)) == 2
+    until(lambda: not processes_with("4321.5"), what="the command to end")
+
+
+def test_a_watch_tells_what_fails_and_goes_on(one: User) -> None:
+    (one.cwd / "a.txt").write_text("first")
+    (synced,) = one.does("sync", "--json").of("sync_ended")
+    name = Path(synced["result"]["root"]).name
+    one.does("run", "--cwd", "~", f"mv chisel/{name} chisel/aside && ln -s /tmp chisel/{name}")
+    with Watching(one, "--run", "cat a.txt") as watching:
+        (failed,) = watching.of("sync_ended", 1)[:1]
+        assert "symbolic link" in failed["result"]["error"]
+        one.does("run", "--cwd", "~", f"rm chisel/{name} && mv chisel/aside chisel/{name}")
+        (one.cwd / "a.txt").write_text("other")
+        assert [event["text"] for event in watching.of("output", 1)] == ["other"]
+        assert watching.interrupt() == 130
+
+
+def test_a_change_that_is_none_is_not_told(one: User) -> None:
+    (one.cwd / "a.txt").write_text("same")
+    with Watching(one) as watching:
+        watching.of("sync_ended", 1)
+        (one.cwd / "a.txt").write_text("same")
+        (one.cwd / "b.txt").write_text("new")
+        told = watching.of("sync_ended", 2)
+        assert [one["result"]["sent_files"] for one in told] == [1, 1]
+        assert watching.interrupt() == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--run", "make"], "--run goes with --watch"),
+        (["--watch", "--dry-run"], "neither --explain nor --dry-run"),
+        (["--watch", "--explain", "a"], "neither --explain nor --dry-run"),
+    ],
+)
+def test_a_watch_that_makes_no_sense_is_refused(user: User, words: list[str], said: str) -> None:
+    ended = user.chisel("sync", *words)
+    assert ended.status == 2
+    assert said in ended.err
