@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from chisel.node import kept
 from chisel.node.tree import Item
@@ -37,8 +38,8 @@ def index_file_for(index_dir: Path, root: Path) -> Path:
 class Index:
     """The hashes of one tree's files, by path, and the block checksums of contents, by digest. For one thread.
 
-    `items`, `tree_hash` and what `lister` knows are those of the last scan, in memory only: a kept index makes the next
-    scan quicker.
+    `items`, `tree_hash`, what `lister` knows and `last` (the scan's own) are those of the last scan, in memory only: a
+    kept index makes the next scan quicker.
     """
 
     def __init__(self, file: Path) -> None:
@@ -46,6 +47,7 @@ class Index:
         self.items: dict[str, Item] = {}
         self.tree_hash = ""
         self.lister = Lister()
+        self.last: Any = None
         self._files = kept.Table(str(file), _VERSION)
         self._sums: kept.Table | None = None
 

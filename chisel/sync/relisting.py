@@ -27,6 +27,7 @@ RACY_NS = 50_000_000
 _TRUSTED = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "zfs"})
 _RULE_FILES = frozenset({GIT, GIT_IGNORE, CHISEL_IGNORE})
 _MOUNTS = "/proc/self/mountinfo"
+_TYPES = {DIRECTORY: stat.S_IFDIR, FILE: stat.S_IFREG, LINK: stat.S_IFLNK}
 
 Stamp = tuple[int, ...]
 
@@ -37,15 +38,21 @@ class Lister:
     def __init__(self) -> None:
         self._kept: _Kept | None = None
 
-    def list(self, root: str | os.PathLike[str], around: Surroundings | None = None) -> tuple[Listing, bool]:
-        """List a tree; returns with it whether it was listed wholly. Raises OSError when the root cannot be read."""
+    def list(
+        self, root: str | os.PathLike[str], around: Surroundings | None = None
+    ) -> tuple[Listing, frozenset[str] | None]:
+        """List a tree; raises OSError when the root cannot be read. The listing holds until the next one is made.
+
+        Returns with it the paths that came, went, or look otherwise than in the listing before; None where that is not
+        known, because all of it was listed anew.
+        """
         around = around or default_surroundings()
         kept, self._kept = self._kept, None
         if kept is not None and kept.is_of(root, around):
-            listing = kept.renewed()
-            if listing is not None:
+            differs = kept.renew()
+            if differs is not None:
                 self._kept = kept
-                return listing, False
+                return kept.listing, frozenset(differs)
         looked_at_ns = time.time_ns()
         top = os.stat(root)
         rules = Rules(root, around, trusts_listing=True)
@@ -55,7 +62,7 @@ class Lister:
         is_whole = all(one.reason in {"ignored", "special"} for one in walk.left_out)
         if is_whole and not walk.leads and is_trusted(rules.root):
             self._kept = _Kept(listing, walk, rules, top, looked_at_ns)
-        return listing, True
+        return listing, None
 
 
 class _Kept:
@@ -67,6 +74,8 @@ class _Kept:
         self._root = rules.root
         self._rules: Rules | None = None
         self._entries = dict(listing.entries)
+        self._looks = {path: _look_of(entry.status) for path, entry in listing.entries.items()}
+        self._differs = set[str]()
         self._left_out = list(listing.left_out)
         self._names = walk.names
         looks = {path: walk.entries[path].status for path in walk.directories if path}
@@ -81,32 +90,39 @@ class _Kept:
         mine = (self._around.git, self._around.home, self._around.config_home)
         return self._is_usable and same == mine and os.path.realpath(root) == self._root
 
-    def renewed(self) -> Listing | None:
-        """Return how the tree is to be listed now, None when it must be listed wholly."""
+    @property
+    def listing(self) -> Listing:
+        """Return the listing as it is now."""
+        return Listing(self._listing.root, self._entries, tuple(self._left_out), self._listing.notices)
+
+    def renew(self) -> set[str] | None:
+        """Take in what has changed and return those paths; None when the tree must be listed wholly."""
         for place, stamp in self._sources.items():
             if stamp != _stamp_at(place, 0):
                 return None
+        self._differs = differs = set[str]()
         try:
-            looks = self._folder_looks()
+            folders = self._folder_looks()
         except OSError:
             return None
-        if looks is None:
+        if folders is None:
             return None
-        prefix = self._root.rstrip("/") + "/"
-        lstat, fresh = os.lstat, {}
+        prefix, lstat, looks, fresh = f"{self._root.rstrip('/')}/", os.lstat, self._looks, list[Entry]()
         for path, kind, _ in self._entries.values():
-            if kind == DIRECTORY:
-                fresh[path] = Entry(path, kind, looks[path])
-                continue
             try:
-                status = lstat(prefix + path)
+                status = folders[path] if kind == DIRECTORY else lstat(prefix + path)
             except OSError:
                 return None
-            if stat.S_IFMT(status.st_mode) != (stat.S_IFREG if kind == FILE else stat.S_IFLNK):
+            look = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
+            if look == looks.get(path):
+                continue
+            if stat.S_IFMT(status.st_mode) != _TYPES[kind]:
                 return None
-            fresh[path] = Entry(path, kind, status)
-        before = self._listing
-        return Listing(before.root, fresh, tuple(self._left_out), before.notices)
+            looks[path] = look
+            fresh.append(Entry(path, kind, status))
+        self._entries.update((entry.path, entry) for entry in fresh)
+        differs.update(entry.path for entry in fresh)
+        return differs
 
     def _folder_looks(self) -> dict[str, os.stat_result] | None:
         """Look at every directory, and into those that have changed; None when the tree must be listed wholly."""
@@ -135,7 +151,9 @@ class _Kept:
         for name in sorted(differs):
             path = f"{folder}/{name}" if folder else name
             if name not in found:
-                self._entries.pop(path, None)
+                if self._entries.pop(path, None) is not None:
+                    self._differs.add(path)
+                self._looks.pop(path, None)
                 self._left_out = [one for one in self._left_out if one.path != path]
             elif not self._take_in(path):
                 return False
@@ -158,6 +176,10 @@ class _Kept:
             return False
         self._entries[path] = Entry(path, FILE if stat.S_ISREG(status.st_mode) else LINK, status)
         return True
+
+
+def _look_of(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode
 
 
 def stamp_of(status: os.stat_result, looked_at_ns: int) -> Stamp:

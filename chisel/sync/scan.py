@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from chisel.node.tree import DIRECTORY, FILE, LINK, Item
 from chisel.sync import blocks
 from chisel.sync.ignore import Surroundings
 from chisel.sync.index import Index, Look, index_file_for, is_settled, look_of
-from chisel.sync.listing import Listing, too_much
-from chisel.sync.pulled import pulled_paths
+from chisel.sync.listing import Entry, Listing, too_much
+from chisel.sync.pulled import Pulled, pulled_paths
 
 __all__ = ["Index", "LocalTree", "index_file_for", "scan", "scan_tree"]
 
@@ -70,20 +71,23 @@ def scan(
     """Scan a tree; blocking. A thorough scan reads every file."""
     if isinstance(index, Path):
         index = Index.load(index)
+    last, index.last = index.last, None
     try:
-        listing, is_new = index.lister.list(root, surroundings)
+        listing, differs = index.lister.list(root, surroundings)
     except OSError as error:
         raise UsageError(f"`{error.filename or root}` cannot be read: {error.strerror}") from error
     look = _Look(root, listing, index, is_thorough=is_thorough)
-    look.at_all()
+    if differs is None or is_thorough or last is None or not look.goes_on_from(last, differs):
+        look.at_all()
+    look.at_left_out()
     index.remember_sums(look.sums)
     known, found = index.files, look.files
-    index.change(
-        {path: seen for path, seen in found.items() if known.get(path) is not seen}, known.keys() - found.keys()
-    )
+    gone = (known.keys() if look.is_whole else known.keys() & look.looked_at) - found.keys()
+    index.change({path: seen for path, seen in found.items() if known.get(path) is not seen}, gone)
     if look.is_deferred or not index.tree_hash or look.items != index.items:
         index.tree_hash = "" if look.is_deferred else tree.tree_hash(look.items.values())
     index.items = look.items
+    index.last = look.seen()
     links = (f"{look.links} hard links are sent as files of their own",) if look.links else ()
     return LocalTree(
         root,
@@ -93,8 +97,20 @@ def scan(
         unread=tuple(look.unread),
         released=tuple(look.released),
         notes=(*listing.notices, *links),
-        warning=_new_warning(listing, index) if is_new else None,
+        warning=_new_warning(listing, index) if differs is None else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a scan saw: `restless` are the paths that the next one has to look at even where nothing differs.
+
+    Those are files that have not come to rest, that were not read, that have several names, or that a pull wrote.
+    """
+
+    items: dict[str, Item]
+    restless: frozenset[str]
+    pulled: Mapping[str, Pulled]
 
 
 def _new_warning(listing: Listing, index: Index) -> Notice | None:
@@ -105,7 +121,7 @@ def _new_warning(listing: Listing, index: Index) -> Notice | None:
 
 
 class _Look:
-    """Look at all that is listed; `files` is what the next scan may rely on."""
+    """Look at what is listed; `files` is what the next scan may rely on, of all paths or of those in `looked_at`."""
 
     def __init__(self, root: Path, listing: Listing, index: Index, *, is_thorough: bool) -> None:
         self._prefix = f"{os.path.realpath(root).rstrip('/')}/"
@@ -113,20 +129,50 @@ class _Look:
         self._index = index
         self._known = {} if is_thorough else index.files
         self._pulled = pulled_paths(index.file.parent, root)
+        self._restless: set[str] = set()
         self.items: dict[str, Item] = {}
         self.skipped: list[str] = []
         self.unread: list[str] = []
         self.released: list[str] = []
         self.files: dict[str, tuple[Look, str]] = {}
         self.sums: dict[str, bytes] = {}
+        self.looked_at: frozenset[str] = frozenset()
+        self.is_whole = True
         self.links = 0
         self.is_deferred = False
 
+    def goes_on_from(self, last: _Seen, differs: frozenset[str]) -> bool:
+        """Look only at what differs from the last scan, or may; False where that is not known."""
+        if last.pulled != self._pulled:
+            return False
+        self.looked_at, self.is_whole, self.items = differs | last.restless, False, dict(last.items)
+        entries = self._listing.entries
+        for path in self.looked_at:
+            self.items.pop(path, None)
+        self._look_at(entries[path] for path in self.looked_at if path in entries)
+        return True
+
+    def seen(self) -> _Seen:
+        """Return what the next scan may go on from."""
+        return _Seen(self.items, frozenset(self._restless), self._pulled)
+
     def at_all(self) -> None:
-        """Go through the listing; what has not changed since the last scan takes the short way."""
+        """Look at everything that is listed."""
+        self._look_at(self._listing.entries.values())
+
+    def at_left_out(self) -> None:
+        """Say what is not sent although no rule leaves it out."""
+        for one in self._listing.left_out:
+            if one.reason == "unreadable":
+                self._cannot_read(one.path, f"{one.path}/" if one.is_directory else one.path, one.detail)
+            elif one.reason == "special":
+                self.skipped.append(f"{one.path}: {one.detail}")
+
+    def _look_at(self, entries: Iterable[Entry]) -> None:
+        """Look at entries; what has not changed since the last scan takes the short way."""
         known_of, items, files, pulled = self._known.get, self.items, self.files, self._pulled
         seen = self._index.items
-        for path, kind, status in self._listing.entries.values():
+        for path, kind, status in entries:
             if len(path) > _SHORT_NAME and not self._can_be_sent(path):
                 continue
             mode = status.st_mode & tree.PERMISSIONS
@@ -147,11 +193,6 @@ class _Look:
             if same is None or same[3] != known[1] or same[5] != look[1] or same[2] != mode or same[1] != FILE:
                 same = Item(path, FILE, mode, known[1], look[0], look[1])
             items[path] = same
-        for one in self._listing.left_out:
-            if one.reason == "unreadable":
-                self._cannot_read(one.path, f"{one.path}/" if one.is_directory else one.path, one.detail)
-            elif one.reason == "special":
-                self.skipped.append(f"{one.path}: {one.detail}")
 
     def _can_be_sent(self, path: str) -> bool:
         if len(path.rpartition("/")[2]) <= _SHORT_NAME:
@@ -159,12 +200,14 @@ class _Look:
         try:
             tree.check_path(path)
         except tree.UnsafePath:
+            self._restless.add(path)
             self.skipped.append(f"{path!r}: the name cannot be sent")
             return False
         return True
 
     def _cannot_read(self, path: str, shown: str, why: str) -> None:
         """Leave out what cannot be read: it is there, so nothing is deleted for it."""
+        self._restless.add(path)
         self.unread.append(path)
         self.skipped.append(f"{shown}: {why}")
 
@@ -176,7 +219,7 @@ class _Look:
             else:
                 self.items[path] = Item(path, LINK, 0, os.readlink(place))
         except FileNotFoundError:
-            return
+            self._restless.add(path)
         except OSError as error:
             why = "no permission to read it" if isinstance(error, PermissionError) else error.strerror
             self._cannot_read(path, path, why or "it cannot be read")
@@ -185,15 +228,18 @@ class _Look:
         pulled = self._pulled.get(path)
         if pulled is not None and pulled[:2] == (status.st_size, status.st_mtime_ns):
             self.released.append(path)
+            self._restless.add(path)
             return
         if status.st_nlink > 1:
             self.links += 1
+            self._restless.add(path)
         known = self._known.get(path)
         if known is not None and known[0] == look_of(status):
             digest = known[1]
             self.files[path] = known
         elif known is not None and status.st_size >= DEFERRED_BYTES:
             digest, self.is_deferred = "", True
+            self._restless.add(path)
             self.files[path] = known  # the look is of before: it is sent, and hashed, again until that has been done
         else:
             read_at = time.time_ns()
@@ -204,6 +250,8 @@ class _Look:
             digest, status = hashed
             if is_settled(status, read_at):
                 self.files[path] = (look_of(status), digest)
+            else:
+                self._restless.add(path)
         mode = status.st_mode & tree.PERMISSIONS
         self.items[path] = Item(path, FILE, mode, digest, status.st_size, status.st_mtime_ns)
 

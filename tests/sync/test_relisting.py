@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from chisel.sync.ignore import Surroundings, surroundings_of
+from chisel.sync.index import Index
 from chisel.sync.listing import Listing, listing_of
+from chisel.sync.pulled import Note, Notes
 from chisel.sync.relisting import RACY_NS, Lister, is_trusted
+from chisel.sync.scan import scan
 from tests.sync.test_ignore import git
 from tests.sync.test_push import write
 
@@ -68,9 +71,9 @@ class Twice:
 
     def __call__(self) -> bool:
         """List and compare; return whether all of it was listed anew."""
-        found, is_new = self.lister.list(self.tree, self.around)
+        found, differs = self.lister.list(self.tree, self.around)
         assert plain(found) == plain(listing_of(self.tree, self.around))
-        return is_new
+        return differs is None
 
 
 @pytest.mark.parametrize("is_checkout", [False, True])
@@ -86,7 +89,7 @@ def test_an_unchanged_tree_is_not_read_again(
     reads: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "scandir", reads.append)
-        assert not twice.lister.list(tree, around)[1]
+        assert twice.lister.list(tree, around)[1] == frozenset()
     assert reads == []
 
 
@@ -203,6 +206,50 @@ def test_random_changes_leave_no_difference(tree: Path, tmp_path: Path, around: 
     assert kept > 20, "hardly anything was kept: this shows nothing"
 
 
+def scanned(tree: Path, index: Index, around: Surroundings) -> tuple[object, ...]:
+    found = scan(tree, index, surroundings=around)
+    items = {path: item[:4] for path, item in found.items.items()}
+    return items, found.tree_hash, sorted(found.skipped), sorted(found.released), found.notes, sorted(found.unread)
+
+
+def pulled(tree: Path, index: Path) -> None:
+    """Have a file be one that a pull has written."""
+    status = write(tree / "pulled", "from there").stat()
+    notes = Notes(index.parent, tree)
+    look = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    notes.add("pulled", Note(*look, "", "one/1", None))
+    notes.save()
+
+
+def test_random_changes_are_scanned_as_if_for_the_first_time(tree: Path, tmp_path: Path, around: Surroundings) -> None:
+    chance = random.Random(11)
+    kept = tmp_path / "index" / "kept"
+    warm = Index.load(kept)
+    changes = [*SINGLE_FILES.values(), *MORE.values()]
+    changes += [
+        lambda tree: os.link(tree / "d4" / "f4.c", tree / "d4" / f"link{chance.random()}"),
+        lambda tree: (tree / "d4" / "f4.c").write_text(str(chance.randint(1000, 9999))),
+        lambda tree: (tree / "d4" / "f9.c").write_text(str(chance.randint(1000, 9999))),
+        lambda tree: write(tree / "d4" / f"{'long' * 70}.c"),
+        lambda tree: pulled(tree, kept),
+        lambda tree: (tree / "pulled").write_text("edited"),
+    ]
+    went_on = 0
+    for number in range(200):
+        for change in chance.choices(changes, k=chance.choice([0, 1, 1, 1, 3])):
+            try:
+                change(tree)
+            except (OSError, subprocess.CalledProcessError):
+                continue
+        if chance.random() < 0.3:
+            settle(tmp_path)
+        knew = warm.last is not None
+        fresh = tmp_path / "index" / f"new{number}"
+        assert scanned(tree, warm, around) == scanned(tree, Index.load(fresh), around)
+        went_on += knew and warm.lister.list(tree, around)[1] is not None
+    assert went_on > 20, "it hardly ever went on from the scan before: this shows nothing"
+
+
 def test_another_users_git_is_another_listing(tree: Path, tmp_path: Path, around: Surroundings) -> None:
     git(tree, "init", "-q")
     settle(tmp_path)
@@ -210,8 +257,8 @@ def test_another_users_git_is_another_listing(tree: Path, tmp_path: Path, around
     lister.list(tree, around)
     write(tmp_path / "other" / ".config" / "git" / "ignore", "d1\n")
     other = surroundings_of({"PATH": os.environ["PATH"], "HOME": str(tmp_path / "other")})
-    found, is_new = lister.list(tree, other)
-    assert is_new
+    found, differs = lister.list(tree, other)
+    assert differs is None
     assert "d1/f1.c" not in found.entries
 
 
@@ -223,7 +270,7 @@ def test_a_configuration_that_includes_others_is_not_relied_on(
     settle(tmp_path)
     lister = Lister()
     lister.list(tree, around)
-    assert lister.list(tree, around)[1]
+    assert lister.list(tree, around)[1] is None
 
 
 MOUNTS = """21 1 254:0 / / rw - ext4 /dev/a rw
