@@ -46,7 +46,8 @@ class Host:
     `host_key` is the pinned public key in OpenSSH's one-line form (`ssh-ed25519 AAAA...`): nothing else is accepted
     from this host but, while it replaces its first key, `next_host_key`. `port` is 22 everywhere but in the sandbox,
     where all droplets share one address. `pipelines` says that its sshd agrees to what chisel foresees in a handshake
-    (`chisel.ssh.early`): True until it did not.
+    (`chisel.ssh.early`): True until it did not. `private_address` is where droplets of the same `region` reach it, None
+    where that is not known.
     """
 
     name: str
@@ -57,6 +58,8 @@ class Host:
     host_key: str
     next_host_key: str | None = None
     pipelines: bool = True
+    region: str = ""
+    private_address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +187,10 @@ class RunResult:
 class SyncResult:
     """What one sync changed on one droplet; `sent_bytes` is what crossed the network, compressed, for the content.
 
-    `moved_files` are there under another name now, `repaired` had been changed on the droplet, `kept` too but were to
-    stay so. With `is_dry` nothing was done, and `reasons` say by path what would be. `burst_ms` is how long the working
-    copy was neither the old nor the new. `setup_error` is the part of `error` that the project's setup script is to
-    blame for: the tree itself is there.
+    `relayed_bytes` came from another droplet instead, `moved_files` are there under another name now, `repaired` had
+    been changed on the droplet, `kept` too but were to stay so. With `is_dry` nothing was done, and `reasons` say by
+    path what would be. `burst_ms` is how long the working copy was neither the old nor the new. `setup_error` is the
+    part of `error` that the project's setup script is to blame for: the tree itself is there.
     """
 
     host: str
@@ -208,6 +211,7 @@ class SyncResult:
     reasons: Mapping[str, str] = field(default_factory=dict, repr=False)
     is_dry: bool = False
     burst_ms: float = 0.0
+    relayed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
