@@ -67,7 +67,7 @@ class Droplet:
     """A droplet as the cloud reports it, decoded from `GET /v2/droplets`.
 
     `address` is the public IPv4 address, None until the cloud has given one (an `active` droplet may have none yet).
-    `created_at` is aware UTC.
+    `private_address` is its IPv4 address in the network of the droplets around it. `created_at` is aware UTC.
     """
 
     id: DropletId
@@ -81,6 +81,7 @@ class Droplet:
     tags: tuple[str, ...] = ()
     address: str | None = None
     port: int = 22
+    private_address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

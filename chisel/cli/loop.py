@@ -8,7 +8,15 @@ from typing import Any
 
 import asyncclick as click
 
-from chisel.cli.options import Command, Size, bandwidth_option, output_options, target_options, with_options
+from chisel.cli.options import (
+    Command,
+    Size,
+    bandwidth_option,
+    output_options,
+    relay_option,
+    target_options,
+    with_options,
+)
 from chisel.cli.session import Session, choose
 from chisel.cli.target import bring_up_option, status_of_errors, status_of_sync, target_of
 from chisel.sync.wanted import Caps
@@ -23,6 +31,7 @@ _SYNC_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("--now", "is_now", **_FLAG, help="Do not wait for commands that run in the working copy."),
     click.option("--take-over", "takes_over", **_FLAG, help="Take a working copy from whoever synced it before."),
     bandwidth_option,
+    relay_option,
 )
 
 
@@ -37,7 +46,7 @@ _SYNC_OPTIONS: tuple[Callable[[Command], Command], ...] = (
 @output_options
 async def sync(
     session: Session, path: Path | None, explained: tuple[str, ...], pool: str | None, everywhere: bool,
-    on: str | None, bring_up: bool, to: str | None, bytes_per_s: float | None, **flags: bool,
+    on: str | None, bring_up: bool, to: str | None, bytes_per_s: float | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Make the droplets' working copy equal to the local tree, sending only what changed.
 

@@ -149,7 +149,7 @@ async def sync(
         client.sink.emit(SyncEnded(host=host.name, result=result))
 
     async with (
-        syncing(client, local, tree, remote, options=options, bytes_per_s=bytes_per_s) as job,
+        syncing(client, local, tree, remote, options=options, bytes_per_s=bytes_per_s, droplets=len(hosts)) as job,
         anyio.create_task_group() as tasks,
     ):
         for host in hosts:
@@ -192,7 +192,8 @@ async def run_synced(
         client.sink.emit(SyncEnded(host=result.host, result=result))
 
     try:
-        async with syncing(client, local, tree, remote, options=options, on_end=on_end) as job:
+        hosts = len(pool.hosts())
+        async with syncing(client, local, tree, remote, options=options, on_end=on_end, droplets=hosts) as job:
             return await follow(connector, order=replace(order, cwd=cwd, sync=job))
     finally:
         if ended:

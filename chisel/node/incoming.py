@@ -97,18 +97,21 @@ class Incoming:
             if self.is_relayed:
                 raise LostError("the client gave it up")
             return
-        if "certificate" in order:
-            self._credentials = links.Credentials(str(order["certificate"]), str(order["key"]))
-        assert self._credentials is not None
-        if "listen" in order:
-            try:
+        try:
+            if "certificate" in order:
+                self._credentials = links.Credentials(str(order["certificate"]), str(order["key"]))
+            if "listen" in order and self._credentials is not None:
                 self._listener = links.Listener(str(order["listen"]), self._credentials)
-            except OSError as error:
-                raise LostError(f"cannot listen on the private network: {error.strerror}") from error
+        except OSError as error:
+            if "listen" not in order:
+                return  # whom it should have fed waits in vain, and says so
+            raise LostError(f"cannot listen on the private network: {error.strerror}") from error
+        if "listen" in order and self._listener is not None:
             self._silent_at = time.monotonic() + LINK_S
             self._channel.send_json(Kind.RELAY, {"port": self._listener.port})
-        for address, port in order.get("feed", ()):
-            self._downstream.append(links.Downstream(str(address), int(port), self._credentials))
+        if self._credentials is not None:
+            for address, port in order.get("feed", ()):
+                self._downstream.append(links.Downstream(str(address), int(port), self._credentials))
 
     # -- what a neighbour forwards
 

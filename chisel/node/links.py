@@ -7,6 +7,7 @@ accept no other. The key never lies on a disk. Standard library only, Python 3.1
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import socket
@@ -28,9 +29,11 @@ _PIECE = 1 << 18
 
 
 class Credentials:
-    """The certificate (PEM) of one stream and its key (PEM); raises OSError and ValueError where TLS cannot be had."""
+    """The certificate (PEM) of one stream and its key (PEM); raises OSError where keys need files."""
 
     def __init__(self, certificate: str, key: str) -> None:
+        if not hasattr(os, "memfd_create"):
+            raise OSError(errno.ENOSYS, "there are no files in memory here")
         self._certificate = certificate
         self._key = key
         self._der = ssl.PEM_cert_to_DER_cert(certificate)

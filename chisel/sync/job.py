@@ -28,7 +28,8 @@ class Options:
 
     `keeps` leaves alone what somebody changed on the droplet, `checks` reads every file on both sides, `is_now` does
     not wait for commands that run in the working copy, `takes_over` makes another owner's working copy one's own,
-    `deletes_extra` removes what was never pushed, `is_dry` changes nothing.
+    `deletes_extra` removes what was never pushed, `is_dry` changes nothing. `relay` says whether droplets pass on to
+    each other what all of them need (`auto`: where it clearly pays).
     """
 
     keeps: bool = False
@@ -37,14 +38,15 @@ class Options:
     takes_over: bool = False
     deletes_extra: bool = False
     is_dry: bool = False
+    relay: Relay = "auto"
 
 
 class Job:
     """One sync of one tree: parts of several droplets share its plans and streams.
 
     Without a tree as yet the parts announce themselves, so that the droplets look at their working copies while the
-    tree is scanned, and go on when it is there (`scanned`): worth it on sessions that are open already. With a relay it
-    counts on parts for so many `droplets`.
+    tree is scanned, and go on when it is there (`scanned`): worth it on sessions that are open already. It counts on
+    parts for so many `droplets`.
     """
 
     def __init__(
@@ -60,7 +62,6 @@ class Job:
         options: Options | None = None,
         throttle: Throttle | None = None,
         on_end: Callable[[SyncResult], None] | None = None,
-        relay: Relay = "off",
         droplets: int = 1,
     ) -> None:
         self._local = local
@@ -74,7 +75,7 @@ class Job:
         self.options = options or Options()
         self.throttle = throttle or Throttle(None)
         self.on_end = on_end
-        self.relays = Relays(relay, droplets, self.throttle, sink)
+        self.relays = Relays(self.options.relay, droplets, self.throttle, sink)
         self._casts: dict[Any, Cast] = {}
         self._plans: dict[Any, Plan] = {}
         self._noted: set[int] = set()

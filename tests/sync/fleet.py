@@ -21,7 +21,7 @@ from chisel.sandbox.droplets import start_droplet
 from chisel.ssh.connector import Connector, open_connector
 from chisel.ssh.keys import generate_keypair
 from chisel.sync.index import Index
-from chisel.sync.job import Job
+from chisel.sync.job import Job, Options
 from chisel.sync.push import push
 from chisel.sync.scan import scan_tree
 from chisel.sync.there import Known
@@ -78,7 +78,17 @@ class Fleet:
         index, known = await to_thread.run_sync(Index.load, file), Known(file)
         tree = await scan_tree(self.local, index)
         found: dict[str, SyncResult | ChiselError] = {}
-        job = Job(tree, index, known, REMOTE, owner="me", sink=self.sink, relay=relay, droplets=len(chosen), **more)
+        job = Job(
+            tree,
+            index,
+            known,
+            REMOTE,
+            owner="me",
+            sink=self.sink,
+            options=Options(relay=relay),
+            droplets=len(chosen),
+            **more,
+        )
 
         async def one(host: Host) -> None:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,11 @@ from tests.support import until
 from tests.sync.fleet import Fleet, kill, running_fleet
 from tests.sync.test_push import snapshot, write
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.blocking_allowed]
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.blocking_allowed,
+    pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.0/8 is all ours on Linux only"),
+]
 
 
 @pytest.fixture
