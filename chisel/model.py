@@ -39,6 +39,10 @@ class Secret:
         return hash(self._text)
 
 
+Relay = Literal["auto", "on", "off"]
+"""Whether droplets pass on to each other what all of them need: where it clearly pays, wherever they can, or never."""
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """A droplet as SSH sees it.
@@ -240,8 +244,8 @@ class PullResult:
 class PushResult:
     """What one push put on one droplet: `files` written below `target` there, `unchanged` that it had already.
 
-    `bytes` is what the written files hold, `sent_bytes` what crossed the network of it; `skipped` texts carry their
-    reason.
+    `bytes` is what the written files hold, `sent_bytes` what was sent of it from here, `relayed_bytes` what came from
+    another droplet; `skipped` texts carry their reason.
     """
 
     host: str
@@ -253,6 +257,7 @@ class PushResult:
     seconds: float = 0.0
     skipped: tuple[str, ...] = ()
     error: str | None = None
+    relayed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 RELAY frames on the client's SSH session set that up. From the client: `{"listen": private address, "certificate",
 "key"}` (this droplet is to get its stream from a neighbour), `{"feed": [[address, port]], "certificate", "key"}` (pass
-the stream on to these), `{"give_up": true}` (the neighbour will not do it). From the droplet: `{"port"}`, and
+the stream on to these), `{"promised": [[number, digest]]}` (what the files of a push are), `{"give_up": true}` (the
+neighbour will not do it). From the droplet: `{"port"}`, and
 `{"lost": why, "staged": [...]}`: it has not come that way, the client is to send what is still missing itself.
 
 A neighbour is believed nothing: a stream that it forwarded counts when the client has said over SSH what the sha256 of
@@ -49,6 +50,7 @@ class Incoming:
         self._end: Frame | None = None
         self._verdict: Frame | None = None
         self._silent_at = 0.0
+        self._promised: dict[int, str] = {}
         self.relayed_bytes = 0
 
     @property
@@ -68,6 +70,19 @@ class Incoming:
             if frame is None or frame.kind != Kind.RELAY:
                 return frame
             self._obey(frame.json())
+
+    def promised(self, number: int, timeout_s: float) -> str:
+        """Wait for what the client promises of a file of a push that a neighbour forwards: its digest."""
+        end = time.monotonic() + timeout_s
+        while number not in self._promised:
+            frame = self._channel.receive(max(0.0, end - time.monotonic()))
+            if frame is None:
+                raise LostError("the client went away")
+            if frame.kind == Kind.RELAY:
+                self._obey(frame.json())
+            elif frame.kind == Kind.DATA_END:
+                self._verdict = frame
+        return self._promised.pop(number)
 
     def give_up(self, why: str, staged: list[str]) -> None:
         """Leave the neighbours, and have the client send what is still missing."""
@@ -106,6 +121,8 @@ class Incoming:
             if "listen" not in order:
                 return  # whom it should have fed waits in vain, and says so
             raise LostError(f"cannot listen on the private network: {error.strerror}") from error
+        for number, digest in order.get("promised", ()):
+            self._promised[int(number)] = str(digest)
         if "listen" in order and self._listener is not None:
             self._silent_at = time.monotonic() + LINK_S
             self._channel.send_json(Kind.RELAY, {"port": self._listener.port})
@@ -205,4 +222,4 @@ class Incoming:
 
 
 def _is_last(frame: Frame) -> bool:
-    return frame.kind == Kind.DATA_END and frame.json().get("next") is None
+    return frame.kind == Kind.DATA_END and (not frame.payload or frame.json().get("next") is None)

@@ -10,12 +10,12 @@ from typing import Any
 import anyio
 
 from chisel.events import Sink
-from chisel.model import Host, SyncResult
+from chisel.model import Host, Relay, SyncResult
 from chisel.sync.cast import Cast
 from chisel.sync.index import Index
 from chisel.sync.part import Part
 from chisel.sync.plan import Here, Plan, Present, make_plan
-from chisel.sync.relay import Relay, Relays
+from chisel.sync.relay import Relays
 from chisel.sync.scan import LocalTree
 from chisel.sync.stream import Outcome, Stream
 from chisel.sync.there import Known

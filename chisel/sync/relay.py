@@ -10,22 +10,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import anyio
 from anyio import to_thread
 
 from chisel.errors import HostUnreachable
 from chisel.events import Notice, Sink
-from chisel.model import Host
+from chisel.model import Host, Relay
 from chisel.node import frames
 from chisel.node.frames import Kind
 from chisel.ssh.relaykeys import RelayKey, make_relay_key
 from chisel.sync.cast import Cast, Piece
 from chisel.sync.throttle import Throttle
-
-Relay = Literal["auto", "on", "off"]
-"""Whether droplets pass on to each other what all of them need: where it clearly pays, wherever they can, or never."""
 
 FAN_OUT = 4
 ASSUMED_BYTES_PER_S = 2.5e6
@@ -145,11 +142,10 @@ class _Group:
         self.is_closed.set()
         for near in neighbourhoods(self._hosts):
             if relays.is_wanted(self._content_bytes, self._bytes_per_s, len(near)):
-                branch = _Branch(near)
-                self.places |= {host.name: Place(branch, number) for number, host in enumerate(near)}
+                self.places |= places_among(near)
 
 
-class _Branch:
+class Branch:
     """One tree of droplets, and how far its stream is."""
 
     def __init__(self, hosts: Sequence[Host]) -> None:
@@ -185,10 +181,16 @@ class _Branch:
         return iter([(host, port) for host, port in found if port])
 
 
+def places_among(hosts: Sequence[Host]) -> dict[str, Place]:
+    """Return by name the places of droplets that share a private network, in a tree of their own."""
+    branch = Branch(hosts)
+    return {host.name: Place(branch, number) for number, host in enumerate(hosts)}
+
+
 class Place:
     """One droplet's place in a tree."""
 
-    def __init__(self, branch: _Branch, number: int) -> None:
+    def __init__(self, branch: Branch, number: int) -> None:
         self._branch = branch
         self._number = number
         self._fed = fed_by(number, len(branch.hosts))
@@ -211,9 +213,13 @@ class Place:
 
     def passed(self, piece: Piece) -> None:
         """Take a piece that the root was sent into account."""
-        self._branch.digest.update(frames.encode(piece.kind, piece.payload))
+        self.passed_frames(frames.encode(piece.kind, piece.payload))
         for watcher in self._branch.watchers.values():
             watcher(piece)
+
+    def passed_frames(self, data: bytes) -> None:
+        """Take whole frames that the root was sent into account."""
+        self._branch.digest.update(data)
 
     def ended(self, tree_hash: str) -> None:
         """Say what the stream has been, and makes."""
@@ -224,7 +230,8 @@ class Place:
     async def conduct(self, channel: Channel, watcher: Any) -> None:
         """Tell the droplet where its stream comes from, whom to feed, and at last what it should have been."""
         branch, address = self._branch, self._branch.hosts[self._number].private_address
-        branch.watchers[self._number] = watcher
+        if watcher is not None:
+            branch.watchers[self._number] = watcher
         with suppress(HostUnreachable):  # whoever reads the channel says so
             order = {"listen": address, **await branch.secrets()}
             await channel.send(Kind.RELAY, frames.as_json(order))

@@ -15,7 +15,7 @@ from anyio import to_thread
 
 from chisel.errors import ChiselError
 from chisel.events import Event
-from chisel.model import DropletId, Host, SyncResult
+from chisel.model import DropletId, Host, PushResult, SyncResult
 from chisel.sandbox.base import DropletSpec, home_of
 from chisel.sandbox.droplets import start_droplet
 from chisel.ssh.connector import Connector, open_connector
@@ -24,7 +24,9 @@ from chisel.sync.index import Index
 from chisel.sync.job import Job, Options
 from chisel.sync.push import push
 from chisel.sync.scan import scan_tree
+from chisel.sync.sources import gather
 from chisel.sync.there import Known
+from chisel.sync.upload import upload
 from tests.sync.conftest import REMOTE
 from tests.torture.proxy import Proxy
 
@@ -104,6 +106,21 @@ class Fleet:
             job.close()
         return found
 
+    async def upload(
+        self, sources: Sequence[Path], relay: Any = "on", numbers: Sequence[int] | None = None, **more: Any
+    ) -> list[PushResult]:
+        """Push some files to the droplets' `~/data`."""
+        chosen = [self.hosts[number] for number in (range(len(self.hosts)) if numbers is None else numbers)]
+        return await upload(
+            [await self.connector.connect(host) for host in chosen],
+            await to_thread.run_sync(gather, list(sources)),
+            "~/data",
+            sink=self.sink,
+            digests_file=self.place / "pushed",
+            relay=relay,
+            **more,
+        )
+
     def receivers(self, number: int) -> list[int]:
         """Return the processes of a droplet's receiver."""
         return node_processes(self.homes[number])
@@ -126,7 +143,7 @@ def node_processes(home: Path) -> list[int]:
             line = (entry / "cmdline").read_bytes() if environ else b""
         except OSError:
             continue
-        if f"HOME={home}".encode() in environ.split(b"\0") and b"\0receive\0" in line:
+        if f"HOME={home}".encode() in environ.split(b"\0") and (b"\0receive\0" in line or b"\0store\0" in line):
             found.append(int(entry.name))
     return found
 
