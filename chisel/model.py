@@ -39,6 +39,10 @@ class Secret:
         return hash(self._text)
 
 
+Relay = Literal["auto", "on", "off"]
+"""Whether droplets pass on to each other what all of them need: where it clearly pays, wherever they can, or never."""
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """A droplet as SSH sees it.
@@ -46,7 +50,8 @@ class Host:
     `host_key` is the pinned public key in OpenSSH's one-line form (`ssh-ed25519 AAAA...`): nothing else is accepted
     from this host but, while it replaces its first key, `next_host_key`. `port` is 22 everywhere but in the sandbox,
     where all droplets share one address. `pipelines` says that its sshd agrees to what chisel foresees in a handshake
-    (`chisel.ssh.early`): True until it did not.
+    (`chisel.ssh.early`): True until it did not. `private_address` is where droplets of the same `region` reach it, None
+    where that is not known.
     """
 
     name: str
@@ -57,6 +62,8 @@ class Host:
     host_key: str
     next_host_key: str | None = None
     pipelines: bool = True
+    region: str = ""
+    private_address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,7 @@ class Droplet:
     """A droplet as the cloud reports it, decoded from `GET /v2/droplets`.
 
     `address` is the public IPv4 address, None until the cloud has given one (an `active` droplet may have none yet).
-    `created_at` is aware UTC.
+    `private_address` is its IPv4 address in the network of the droplets around it. `created_at` is aware UTC.
     """
 
     id: DropletId
@@ -78,6 +85,7 @@ class Droplet:
     tags: tuple[str, ...] = ()
     address: str | None = None
     port: int = 22
+    private_address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +192,10 @@ class RunResult:
 class SyncResult:
     """What one sync changed on one droplet; `sent_bytes` is what crossed the network, compressed, for the content.
 
-    `moved_files` are there under another name now, `repaired` had been changed on the droplet, `kept` too but were to
-    stay so. With `is_dry` nothing was done, and `reasons` say by path what would be. `burst_ms` is how long the working
-    copy was neither the old nor the new. `setup_error` is the part of `error` that the project's setup script is to
-    blame for: the tree itself is there.
+    `relayed_bytes` came from another droplet instead, `moved_files` are there under another name now, `repaired` had
+    been changed on the droplet, `kept` too but were to stay so. With `is_dry` nothing was done, and `reasons` say by
+    path what would be. `burst_ms` is how long the working copy was neither the old nor the new. `setup_error` is the
+    part of `error` that the project's setup script is to blame for: the tree itself is there.
     """
 
     host: str
@@ -208,6 +216,7 @@ class SyncResult:
     reasons: Mapping[str, str] = field(default_factory=dict, repr=False)
     is_dry: bool = False
     burst_ms: float = 0.0
+    relayed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +244,8 @@ class PullResult:
 class PushResult:
     """What one push put on one droplet: `files` written below `target` there, `unchanged` that it had already.
 
-    `bytes` is what the written files hold, `sent_bytes` what crossed the network of it; `skipped` texts carry their
-    reason.
+    `bytes` is what the written files hold, `sent_bytes` what was sent of it from here, `relayed_bytes` what came from
+    another droplet; `skipped` texts carry their reason.
     """
 
     host: str
@@ -248,6 +257,7 @@ class PushResult:
     seconds: float = 0.0
     skipped: tuple[str, ...] = ()
     error: str | None = None
+    relayed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

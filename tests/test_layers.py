@@ -35,6 +35,7 @@ HOMES = {
     "pydo": {"cloud.digitalocean"},
     "azure": {"cloud.digitalocean"},
     "asyncssh": {"ssh", "sandbox"},
+    "cryptography": {"ssh"},
     "rich": {"render"},
     "asyncclick": {"cli"},
     "orjson": {"state", "render.jsonl", "profile"},

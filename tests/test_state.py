@@ -102,6 +102,13 @@ async def test_what_is_written_is_read_and_only_ours_to_read(file: Path) -> None
     assert sorted(entry.name for entry in file.parent.iterdir()) == ["state.json", "state.json.lock"]
 
 
+def test_a_state_of_a_chisel_that_knew_no_private_addresses_is_read(file: Path) -> None:
+    tree = json.loads(encode(FULL))
+    record = tree["clouds"]["https://x"]["pools"]["bench"]["bench-1"]
+    assert record.pop("private_address") is None
+    assert decode(json.dumps(tree).encode(), file) == FULL
+
+
 async def test_the_owner_is_made_once_and_lasts(file: Path) -> None:
     store = StateStore(file)
     owner = (await store.update(lambda state: state)).owner

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
 
-from chisel.cli.options import Command, Size, bandwidth_option, output_options, target_options, with_options
+from chisel.cli.options import (
+    Command,
+    Size,
+    bandwidth_option,
+    output_options,
+    relay_option,
+    target_options,
+    with_options,
+)
 from chisel.cli.session import Session, choose
 from chisel.cli.target import bring_up_option, status_of_errors, status_of_sync, target_of
 from chisel.sync.wanted import Caps
@@ -29,6 +37,7 @@ _SYNC_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("--now", "is_now", **_FLAG, help="Do not wait for commands that run in the working copy."),
     click.option("--take-over", "takes_over", **_FLAG, help="Take a working copy from whoever synced it before."),
     bandwidth_option,
+    relay_option,
     click.option("--watch", "watches", **_FLAG, help="Go on: sync again after every change, until Ctrl-C."),
     click.option("--run", "line", metavar="CMD", help="With --watch: run this after each sync, ending the one before."),
 )
@@ -46,7 +55,7 @@ _SYNC_OPTIONS: tuple[Callable[[Command], Command], ...] = (
 async def sync(
     session: Session, path: Path | None, explained: tuple[str, ...], pool: str | None, everywhere: bool,
     on: str | None, bring_up: bool, to: str | None, bytes_per_s: float | None, watches: bool, line: str | None,
-    **flags: bool,
+    **flags: Any,
 ) -> None:  # fmt: skip
     """Make the droplets' working copy equal to the local tree, sending only what changed.
 

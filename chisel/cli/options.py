@@ -127,6 +127,12 @@ def bandwidth_option(command: Command) -> Command:
     return click.option("--bwlimit", "bytes_per_s", type=Rate(), metavar="RATE", help=said)(command)
 
 
+def relay_option(command: Command) -> Command:
+    """Add `--relay`."""
+    said = "Whether droplets pass on to each other what all of them need (default: auto, where it clearly pays)."
+    return click.option("--relay", type=click.Choice(["auto", "on", "off"]), default="auto", help=said)(command)
+
+
 class Dollars(click.ParamType[Decimal]):
     """An amount of dollars, to the cent."""
 

@@ -20,6 +20,7 @@ from chisel.model import (
     Host,
     PullResult,
     PushResult,
+    Relay,
     RunId,
     RunResult,
     Snapshot,
@@ -354,7 +355,12 @@ class Pool:
         )
 
     async def push(
-        self, files: Sequence[Path | str] | Path | str, to: str | None = None, *, bytes_per_s: float | None = None
+        self,
+        files: Sequence[Path | str] | Path | str,
+        to: str | None = None,
+        *,
+        bytes_per_s: float | None = None,
+        relay: Relay = "auto",
     ) -> list[PushResult]:
         """Put data sets and weights on every droplet, outside the working copy: below `to` there.
 
@@ -367,7 +373,7 @@ class Pool:
 
         named = [files] if isinstance(files, Path | str) else list(files)
         sources = [self._client.where.cwd / file for file in named]
-        return await push_all(self._client, self.hosts(), sources, to, bytes_per_s=bytes_per_s)
+        return await push_all(self._client, self.hosts(), sources, to, bytes_per_s=bytes_per_s, relay=relay)
 
     async def only_there(self) -> dict[str, list[dict[str, Any]]]:
         """Say what each droplet's working copies hold that is nowhere else: made there, and not pulled since.

@@ -168,7 +168,7 @@ async def _sending(
             local, connector = await scanned_meanwhile(client, root, tree, hosts, options)
         trouble: ChiselError | None = None
         async with (
-            syncing(client, local, tree, remote, options=options, bytes_per_s=bytes_per_s) as job,
+            syncing(client, local, tree, remote, options=options, bytes_per_s=bytes_per_s, droplets=len(hosts)) as job,
             anyio.create_task_group() as tasks,
         ):
             yield connector, job, tasks
@@ -213,7 +213,8 @@ async def run_synced(
     try:
         async with lent(client, root) as tree:
             local, connector = await scanned_meanwhile(client, root, tree, pool.hosts(), options)
-            async with syncing(client, local, tree, remote, options=options, on_end=on_end) as job:
+            hosts = len(pool.hosts())
+            async with syncing(client, local, tree, remote, options=options, on_end=on_end, droplets=hosts) as job:
                 return await follow(connector, order=replace(order, cwd=cwd, sync=job))
     finally:
         if ended:

@@ -11,7 +11,7 @@ from anyio import to_thread
 
 from chisel.errors import ChiselError, UsageError
 from chisel.events import PullEnded, PushEnded
-from chisel.model import Host, PullResult, PushResult
+from chisel.model import Host, PullResult, PushResult, Relay
 from chisel.runner import describe
 
 if TYPE_CHECKING:
@@ -75,7 +75,13 @@ async def pull_all(
 
 
 async def push_all(
-    client: Client, hosts: Sequence[Host], sources: Sequence[Path], to: str | None, *, bytes_per_s: float | None
+    client: Client,
+    hosts: Sequence[Host],
+    sources: Sequence[Path],
+    to: str | None,
+    *,
+    bytes_per_s: float | None,
+    relay: Relay,
 ) -> list[PushResult]:
     """Push to all droplets at once; see `Pool.push`."""
     from chisel.sync.sources import gather
@@ -104,6 +110,7 @@ async def push_all(
         sink=client.sink,
         digests_file=client.paths.index_dir / "pushed",
         throttle=Throttle(bytes_per_s),
+        relay=relay,
     ):
         results[result.host] = result
     for host in hosts:

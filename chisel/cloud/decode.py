@@ -79,7 +79,8 @@ def action(body: Any) -> tuple[int, str]:
 def droplet(entry: Any, path: str = "droplet") -> Droplet:
     """Decode one droplet; its image is empty when the token may not see images, its address None when there is none."""
     name = _field(entry, "name", str, path)
-    address, port = _address(_field(entry, "networks", dict, path), f"{path}.networks")
+    networks = _field(entry, "networks", dict, path)
+    address, port = _address(networks, f"{path}.networks")
     return Droplet(
         id=DropletId(_field(entry, "id", int, path)),
         name=name,
@@ -92,6 +93,7 @@ def droplet(entry: Any, path: str = "droplet") -> Droplet:
         tags=_texts(entry, "tags", path),
         address=address,
         port=port,
+        private_address=_private_address(networks, f"{path}.networks"),
     )
 
 
@@ -109,6 +111,14 @@ def _address(networks: Mapping[str, Any], path: str) -> tuple[str | None, int]:
             address = _ipv4(_field(entry, "ip_address", str, here), here)
             return str(address), _port(entry, here) if address.is_loopback else SSH_PORT
     return None, SSH_PORT
+
+
+def _private_address(networks: Mapping[str, Any], path: str) -> str | None:
+    for index, entry in enumerate(_optional(networks, "v4", list, path) or []):
+        here = f"{path}.v4[{index}]"
+        if _field(entry, "type", str, here) == "private":
+            return str(_ipv4(_field(entry, "ip_address", str, here), here))
+    return None
 
 
 def _ipv4(text: str, path: str) -> ipaddress.IPv4Address:

@@ -23,7 +23,7 @@ from chisel.lifecycle.readiness import (
 )
 from chisel.lifecycle.records import host_of
 from chisel.lifecycle.rotation import rotate
-from chisel.model import Host
+from chisel.model import Droplet, Host
 from chisel.state import DropletRecord
 
 UP_DEADLINE_S = 900.0
@@ -83,7 +83,7 @@ class Readier:
         desk = self._desk
         if record.address is None:
             droplet = await addresses.wait(record.id)
-            record = await desk.revise(record, address=droplet.address, port=droplet.port)
+            record = await desk.revise(record, **_addresses(droplet))
         desk.stage(record.name, "connecting", "waits for the first verified answer", record)
         try:
             facts = await self._probe_until_ready(record)
@@ -146,7 +146,7 @@ class Readier:
             raise mismatch
         self._desk.connector.forget(host_of(record))
         self._desk.say(f"its address is {droplet.address} now", host=record.name)
-        return await self._desk.revise(record, address=droplet.address, port=droplet.port)
+        return await self._desk.revise(record, **_addresses(droplet))
 
     async def _probe_until_ready(self, record: DropletRecord) -> dict[str, Any]:
         """Ask for a nonce that only a working remote shell can compute, then for the facts, until both come.
@@ -186,3 +186,8 @@ class Readier:
 def _keys_of(record: DropletRecord) -> set[str]:
     """Return a record's keys without their comments."""
     return {" ".join(key.split()[:2]) for key in (record.host_key, record.next_host_key) if key}
+
+
+def _addresses(droplet: Droplet) -> dict[str, Any]:
+    """Return what a record holds of where a droplet is."""
+    return {"address": droplet.address, "port": droplet.port, "private_address": droplet.private_address}

@@ -32,6 +32,8 @@ def host_of(record: DropletRecord) -> Host:
         host_key=record.host_key,
         next_host_key=record.next_host_key,
         pipelines=record.pipelines,
+        region=record.region,
+        private_address=record.private_address,
     )
 
 
@@ -133,6 +135,7 @@ def record_of(intent: Intent, droplet: Droplet) -> DropletRecord:
         pool=intent.pool,
         address=droplet.address,
         port=droplet.port,
+        private_address=droplet.private_address,
         host_key=intent.host_key,
         region=intent.region,
         size=intent.size,
@@ -161,6 +164,7 @@ def record_from_tags(droplet: Droplet) -> DropletRecord:
         pool=label.pool,
         address=droplet.address,
         port=droplet.port,
+        private_address=droplet.private_address,
         host_key=keys[0],
         region=droplet.region,
         size=droplet.size,

@@ -50,6 +50,7 @@ class Kind(IntEnum):
     SIZE = 19
     ATTACHED = 20
     TIME = 21
+    RELAY = 22
 
 
 _LAST_KIND = max(Kind)

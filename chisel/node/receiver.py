@@ -11,6 +11,7 @@ The conversation, one round trip when the client knows what is here:
   with everything that is here; then PROGRESS with a codec and DATA with the changes from the client; REPLY with `done`.
 
 A stream ends with DATA_END: `{"next": codec}` when another follows, else `{"tree"}`, the hash of all that is wanted.
+It comes from the client, or from a neighbour whom the client gave it to (`incoming`).
 Nothing is visible before everything has arrived and was verified; then it is switched in one burst. What came is kept
 by hash (`.chisel-stage-<key>` beside the working copy) until a sync is through. What the client never pushed is never
 deleted but on its order. Standard library only, Python 3.10.
@@ -28,7 +29,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import locks, stdio, tree, unpacking
-from .frames import Kind
+from .frames import FrameError, Kind
+from .incoming import Incoming, LostError
 from .manifest import Facts, Manifest, Rows, Survey, look_around, new_token
 from .stage import Orders, Stage
 from .switch import Switch, applied
@@ -102,6 +104,7 @@ class Sync:
         self, channel: stdio.Channel, request: dict[str, Any], directories: Directories, root: str, manifest: Manifest
     ) -> None:
         self._channel = channel
+        self._incoming = Incoming(channel)
         self._request = request
         self._directories = directories
         self._directory = manifest.directory
@@ -123,6 +126,7 @@ class Sync:
                 self._stage = None
             raise
         finally:
+            self._incoming.close()
             if self._stage is not None:
                 self._stage.close()
 
@@ -225,6 +229,7 @@ class Sync:
                 "files": sum(row.kind != tree.DIRECTORY for row in rows.values()),
                 "codecs": unpacking.codecs(),
                 "drift": self._survey.drift,
+                "relayed": self._incoming.relayed_bytes,
                 **more,
             },
         )
@@ -262,10 +267,23 @@ class Sync:
         return self._take_streams() if self._request.get("follows") else True
 
     def _take_streams(self) -> bool:
-        """Stage everything the client sends; False when it went away."""
+        """Stage everything the client sends, itself or by a neighbour; False when it went away."""
         stage = self._opened_stage()
         while True:
-            frame = self._channel.receive(SILENCE_S)
+            try:
+                return self._take_stream(stage)
+            except LostError as error:
+                why = str(error)
+            except (tree.DamagedStream, tree.UnsafePath, FrameError) as error:
+                if not self._incoming.is_relayed:
+                    raise
+                why = f"the neighbour forwarded something else: {error}"
+            stage.start_over()
+            self._incoming.give_up(why, stage.contents())
+
+    def _take_stream(self, stage: Stage) -> bool:
+        while True:
+            frame = self._incoming.receive(SILENCE_S)
             if frame is None:
                 return False
             if frame.kind == Kind.PROGRESS:

@@ -10,6 +10,8 @@ Then contents: each DATA frame begins with a letter. `J`: `["begin", number]`, `
 here), `["hole", count]`, `["end", digest, mtime_ns]`, `["drop"]` (it changed meanwhile: stop here), `["same", number,
 digest]`. `B`: bytes. `Z`: bytes, zlib-compressed. DATA_END; REPLY with the counts. A file appears by rename when it is
 whole and verified; what came of it before is kept, so that no more than a block is sent again. Nothing is ever deleted.
+The contents may come from a neighbour (`incoming`): then the client tells over SSH what each file has to be, and ERROR
+`relay-lost` says that another push is needed, which goes on from what came.
 Standard library only, Python 3.10.
 """
 
@@ -27,7 +29,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from . import contents, env, frames, stdio, tree
-from .contents import ContentHash, block_size
+from .arriving import Arriving
+from .contents import block_size
+from .incoming import Incoming, LostError
 from .offer import decode_count, decode_link, decode_text
 from .pushed import PART_PREFIX, Index, Journal, has_journal
 from .tree import Directories
@@ -37,9 +41,7 @@ SCRATCH, DATA = "/scratch", "~/data"
 MOST_FILES = 1_000_000
 _SPARE = 64 << 20
 _REPORT_S = 1.0
-_SYNC_EVERY = 256 << 20
 _MOST_PLAIN = 4 << 20
-_PART = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_SAID = 1000
 _FORGOTTEN_S = 14 * 86400
 
@@ -65,8 +67,11 @@ def main(channel: stdio.Channel, request: dict[str, Any]) -> int:
     store = Store(channel, target, root)
     try:
         store.serve()
-    except (tree.DamagedStream, tree.UnsafePath, zlib.error) as error:
-        raise stdio.Refused("bad-stream", str(error)) from error
+    except LostError as error:
+        raise stdio.Refused("relay-lost", str(error)) from error
+    except (tree.DamagedStream, tree.UnsafePath, zlib.error, frames.FrameError) as error:
+        code = "relay-lost" if store.incoming.is_relayed else "bad-stream"
+        raise stdio.Refused(code, str(error)) from error
     except TimeoutError as error:
         raise stdio.Refused("silent", str(error)) from error
     except BrokenPipeError:
@@ -92,6 +97,7 @@ class Store:
 
     def __init__(self, channel: stdio.Channel, target: str, root: int) -> None:
         self._channel = channel
+        self.incoming = Incoming(channel)
         self._target = target
         self._root = root
         self._directories = Directories(root)
@@ -104,6 +110,7 @@ class Store:
         self._reported = time.monotonic()
         self._files = self._bytes = self._same = 0
         self._skipped: list[list[str]] = []
+        self._unproven: list[tuple[Wish, str]] = []
 
     def serve(self) -> None:
         """Hold the whole conversation; an early end of the input leaves what has come for the next push."""
@@ -118,11 +125,18 @@ class Store:
             self._trying(path, partial(self._make_link, path, text))
         self._channel.send_json(
             frames.Kind.REPLY,
-            {"files": self._files, "bytes": self._bytes, "same": self._same, "skipped": self._skipped[:_MOST_SAID]},
+            {
+                "files": self._files,
+                "bytes": self._bytes,
+                "same": self._same,
+                "skipped": self._skipped[:_MOST_SAID],
+                "relayed": self.incoming.relayed_bytes,
+            },
         )
 
     def close(self) -> None:
         """Close everything; what has come of a file is kept."""
+        self.incoming.close()
         if self._arriving is not None:
             self._arriving.leave()
         for journal in self._journals.values():
@@ -244,16 +258,24 @@ class Store:
         stop = min(os.fstat(handle).st_size, size)
         for start in range(first * block, stop, block):
             yield contents.hash_range(handle, start, min(block, size - start))
-            if time.monotonic() - self._reported > _REPORT_S:
-                self._reported = time.monotonic()
-                self._channel.send_json(frames.Kind.PROGRESS, {"read": start})
+            self._report(start)
+
+    def _report(self, read: int) -> None:
+        """Say now and then that something is being done."""
+        if time.monotonic() - self._reported > _REPORT_S:
+            self._reported = time.monotonic()
+            self._channel.send_json(frames.Kind.PROGRESS, {"read": read})
 
     # -- contents
 
     def _take_contents(self) -> bool:
-        while (frame := self._channel.receive(SILENCE_S)) is not None:
+        while (frame := self.incoming.receive(SILENCE_S)) is not None:
             if frame.kind == frames.Kind.DATA_END and self._arriving is None:
+                for wish, digest in self._unproven:
+                    self._note_same(wish, digest)
                 return True
+            if self.incoming.is_relayed:
+                self._report(0)
             if frame.kind == frames.Kind.DATA:
                 self._take(frame.payload)
             elif frame.kind != frames.Kind.HEARTBEAT:
@@ -281,19 +303,30 @@ class Store:
         if order == "begin" and arriving is None:
             self._begin(self._number(record))
         elif order == "same" and arriving is None:
-            self._note_same(self._wishes[self._number(record)], decode_text(record, 2))
+            same = self._wishes[self._number(record)], decode_text(record, 2)
+            if self.incoming.is_relayed:
+                self._unproven.append(same)  # a neighbour's word: it counts when the client has confirmed the stream
+            else:
+                self._note_same(*same)
         elif order == "keep" and arriving is not None:
             arriving.keep(decode_count(record, 1, contents.MOST_BLOCKS))
         elif order == "hole" and arriving is not None:
             arriving.hole(decode_count(record, 1))
         elif order == "end" and arriving is not None:
+            digest, mtime_ns = decode_text(record, 1), decode_count(record, 2)
+            if self.incoming.is_relayed and digest != self._promised():
+                raise tree.DamagedStream(f"`{arriving.wish.path}` is not what the client has")
             self._arriving = None
-            self._end(arriving, decode_text(record, 1), decode_count(record, 2))
+            self._end(arriving, digest, mtime_ns)
         elif order == "drop" and arriving is not None:
             self._arriving = None
             arriving.leave()
         else:
             raise tree.DamagedStream(f"`{str(order)[:40]}` has no place here")
+
+    def _promised(self) -> str:
+        """Return what the client says that the arriving file is."""
+        return self.incoming.promised(self._number_arriving, SILENCE_S)
 
     def _number(self, record: list[Any]) -> int:
         return decode_count(record, 1, len(self._wishes) - 1)
@@ -350,134 +383,6 @@ class Store:
             self._skipped.append([path, error.strerror or "it cannot be written"])
             return False
         return True
-
-
-class Arriving:
-    """One file on its way into its part; one that was not opened takes everything and does nothing."""
-
-    def __init__(self, wish: Wish, directories: Directories, journal: Journal) -> None:
-        self.wish = wish
-        self._directories = directories
-        self._journal = journal
-        self._known = list(journal.blocks)
-        self._content = ContentHash(wish.size)
-        self._noted = 0
-        self._unsynced = 0
-        self._out: int | None = None
-        self._file: int | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Say whether it is being written."""
-        return self._out is not None
-
-    def open(self) -> None:
-        """Open the part. Raises OSError, EISDIR also for a directory in the file's place."""
-        there = self._directories.look(self.wish.path)
-        if there is not None and stat.S_ISDIR(there.st_mode):
-            raise IsADirectoryError(errno.EISDIR, "a directory is in the way")
-        parent, _ = self._directories.of(self.wish.path, create=True)
-        self._out = os.open(self._journal.part, _PART, 0o600, dir_fd=parent)
-        if there is not None and stat.S_ISREG(there.st_mode):
-            self._file = tree.open_file(self._directories, self.wish.path)
-
-    def write(self, data: bytes) -> None:
-        """Take the next bytes. Raises DamagedStream, OSError."""
-        self._check_room(len(data))
-        if self._out is None:
-            self._content.length += len(data)
-            return
-        view, offset = memoryview(data), self._content.length
-        while view:
-            written = os.pwrite(self._out, view, offset)
-            view, offset = view[written:], offset + written
-        self._content.update(data)
-        self._note()
-        self._unsynced += len(data)
-        if self._unsynced >= _SYNC_EVERY:
-            # In small portions, so that the last one does not take minutes.
-            os.fdatasync(self._out)
-            self._unsynced = 0
-
-    def hole(self, count: int) -> None:
-        """Leave a hole, or zeros where an earlier push left something."""
-        self._check_room(count)
-        start = self._content.length
-        if self._out is None:
-            self._content.length += count
-            return
-        stop = min(start + count, os.fstat(self._out).st_size)
-        zeros = bytes(1 << 16)
-        for offset in range(start, stop, len(zeros)):
-            os.pwrite(self._out, zeros[: stop - offset], offset)
-        self._content.zeros(count)
-        if self._content.length > os.fstat(self._out).st_size:
-            os.ftruncate(self._out, self._content.length)
-        self._note()
-
-    def keep(self, count: int) -> None:
-        """Take the next blocks from what is here: the part, else the file. Raises DamagedStream, OSError."""
-        for _ in range(count):
-            start, index = self._content.length, len(self._content.blocks)
-            length = min(self._content.block, self.wish.size - start)
-            if length <= 0:
-                raise tree.DamagedStream("more is to be kept than there is")
-            if self._out is None:
-                self._content.length += length
-            elif index < len(self._known):
-                self._content.add(self._known[index], length)
-            elif self._file is not None:
-                for data in contents.read_range(self._file, start, length):
-                    self.write(data)
-            else:
-                raise tree.DamagedStream("what is to be kept is not here")
-        self._note()
-
-    def move_in(self, digest: str, mtime_ns: int) -> None:
-        """Verify it, make it durable and give it its name. Raises DamagedStream, OSError."""
-        assert self._out is not None
-        if self._content.length != self.wish.size or self._content.hexdigest() != digest:
-            self._journal.rewrite([])
-            raise tree.DamagedStream(f"`{self.wish.path}` arrived damaged")
-        os.ftruncate(self._out, self.wish.size)
-        os.fchmod(self._out, self.wish.mode | stat.S_IRUSR)
-        os.utime(self._out, ns=(mtime_ns, mtime_ns))
-        if self.wish.size > contents.SMALL:
-            os.fsync(self._out)
-        parent, name = self._directories.of(self.wish.path, create=True)
-        os.rename(self._journal.part, name, src_dir_fd=parent, dst_dir_fd=parent)
-        self._close()
-
-    def leave(self) -> None:
-        """Stop here: the part and its journal stay, where there is a block to go on from."""
-        if self._out is not None and not self._journal.blocks:
-            with suppress(OSError):
-                parent, _ = self._directories.of(self.wish.path)
-                os.unlink(self._journal.part, dir_fd=parent)
-        self._close()
-
-    def _close(self) -> None:
-        for handle in (self._out, self._file):
-            if handle is not None:
-                os.close(handle)
-        self._out = self._file = None
-
-    def _check_room(self, count: int) -> None:
-        if self._content.length + count > self.wish.size:
-            raise tree.DamagedStream(f"`{self.wish.path}` is longer than it was said to be")
-
-    def _note(self) -> None:
-        """Note the blocks that are whole now; where an earlier push's are overwritten, from the first that differs."""
-        fresh = self._content.blocks[self._noted :]
-        if not fresh:
-            return
-        noted = self._journal.blocks
-        stop = self._noted + len(fresh)
-        if noted[self._noted : stop] != fresh:
-            if len(noted) > self._noted:
-                self._journal.rewrite(self._content.blocks[: self._noted])
-            self._journal.add(fresh)
-        self._noted = stop
 
 
 def _order(data: bytes) -> list[Any]:

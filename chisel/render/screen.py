@@ -421,8 +421,10 @@ def _what_was_synced(one: SyncResult) -> str:
     """Say in one line what a sync did."""
     counts = ((one.sent_files, "sent"), (one.moved_files, "moved"), (one.deleted_files, "deleted"))
     parts = [f"{words.count(number, 'file')} {what}" for number, what in counts if number]
-    size = f" ({words.size(one.sent_bytes)})" if one.sent_bytes else ""
-    done = ", ".join(parts) or ("changed" if one.sent_bytes else "nothing to send")
+    came = ((one.sent_bytes, ""), (one.relayed_bytes, " from other droplets"))
+    sizes = ", ".join(f"{words.size(size)}{whence}" for size, whence in came if size)
+    size = f" ({sizes})" if sizes else ""
+    done = ", ".join(parts) or ("changed" if sizes else "nothing to send")
     return f"{done}{size}, {one.total_files:,} in all, {words.duration(one.seconds)}"
 
 

@@ -35,6 +35,7 @@ def pushed(one: PushResult) -> Iterator[str]:
         return
     unchanged = f", {one.unchanged:,} already there" if one.unchanged else ""
     sent = f", {words.size(one.sent_bytes)} sent" if one.files else ""
+    sent += f", {words.size(one.relayed_bytes)} from other droplets" if one.relayed_bytes else ""
     yield (
         f"{one.host}: {words.count(one.files, 'file')} ({words.size(one.bytes)}) into {one.target}{unchanged}{sent},"
         f" {words.duration(one.seconds)}"

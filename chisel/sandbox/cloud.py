@@ -38,8 +38,10 @@ class Knobs:
     is room for, whatever the sizes say; `sold_out`: `size@region` pairs that are offered and refused. `gpu_quota` and
     `droplet_limit`: what the account may have. `reclaim_after_s`: after which the provider takes a droplet away.
     `banner_s`: how long a first boot answers every command with a banner and status 0 before its sshd restarts.
-    `reuses_addresses`: a new droplet gets the address of a destroyed one. `minimum_billed_s`: what the shortest life
-    costs. `per_minute`, `per_hour`, `key_lists_per_minute`: the limits of requests. `page_size`: the longest page.
+    `reuses_addresses`: a new droplet gets the address of a destroyed one. Without `has_private_network` droplets have
+    public addresses only; with `closes_private_network` nobody can reach the private ones.
+    `minimum_billed_s`: what the shortest life costs. `per_minute`, `per_hour`, `key_lists_per_minute`: the limits of
+    requests. `page_size`: the longest page.
     `rocm`: what new droplets play, 7.2, 6.4 or 5.7 (`chisel.sandbox.standins`): it decides which profilers they have.
     """
 
@@ -57,6 +59,8 @@ class Knobs:
     reclaim_after_s: float | None = None
     banner_s: float = 0.0
     reuses_addresses: bool = False
+    has_private_network: bool = True
+    closes_private_network: bool = False
     minimum_billed_s: float = 60.0
     per_minute: int = 250
     per_hour: int = 5000

@@ -196,6 +196,12 @@ class NodeChannel:
             session.news.clear()
             await session.news.wait()
 
+    def put_back(self, found: Sequence[Frame]) -> None:
+        """Have frames that were received given once more, before what comes."""
+        self._session.waiting[:0] = found
+        self._session.waiting_bytes += sum(len(frame.payload) for frame in found)
+        self._session.news.set()
+
     async def greet(self) -> bool:
         """Wait for the program's hello; return False when it says that it is missing there."""
         session = self._session
@@ -207,8 +213,7 @@ class NodeChannel:
         found = await self.receive()
         self._check_hello(found)
         self.hello = found[0].json()
-        session.waiting[:0] = found[1:]
-        session.waiting_bytes += sum(len(frame.payload) for frame in found[1:])
+        self.put_back(found[1:])
         return True
 
     def _check_hello(self, found: Sequence[Frame]) -> None:

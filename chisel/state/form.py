@@ -157,6 +157,7 @@ def _record(tree: Mapping[str, Any]) -> DropletRecord:
         ends_busy=_get(tree, "ends_busy", bool),
         kept_until=_instant_or_none(tree, "kept_until"),
         pipelines=_get(tree, "pipelines", bool),
+        private_address=_text_or_none(tree, "private_address"),  # not in states of earlier chisels
     )
 
 

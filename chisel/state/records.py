@@ -26,7 +26,7 @@ class DropletRecord:
     `pipelines` is False when its sshd did not agree to a pipelined handshake (`chisel.model.Host`).
 
     `address` is None until the cloud has given one, `is_ready` says that it once answered, `facts` is what its probe
-    found then (JSON values). `created_at` is aware UTC.
+    found then (JSON values). `private_address` is None where it was not recorded. `created_at` is aware UTC.
     """
 
     id: DropletId
@@ -51,6 +51,7 @@ class DropletRecord:
     ends_busy: bool = False
     kept_until: datetime | None = None
     pipelines: bool = True
+    private_address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,45 +1,25 @@
-"""Bring one scanned tree to any number of droplets: what they share is made once, each has a part of its own.
-
-A part is one droplet's half of the conversation (`chisel.node.receiver` is the other). It knows nothing of sessions:
-the `receive` role or the start of a command carries it.
-"""
+"""Bring one scanned tree to any number of droplets: what they share is made once, each has a part of its own."""
 
 from __future__ import annotations
 
-import base64
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
-from anyio import to_thread
 
-from chisel.errors import HostUnreachable, RemoteError
-from chisel.events import Notice, Progress, Sink
-from chisel.model import Host, SyncResult
-from chisel.node import frames, tree
-from chisel.node.frames import Frame, Kind
-from chisel.node.tree import Item
-from chisel.ssh.refusal import remote_error
-from chisel.sync import codec
-from chisel.sync.cast import Cast, Piece, all_of
+from chisel.events import Sink
+from chisel.model import Host, Relay, SyncResult
+from chisel.sync.cast import Cast
 from chisel.sync.index import Index
+from chisel.sync.part import Part
 from chisel.sync.plan import Here, Plan, Present, make_plan
+from chisel.sync.relay import Relays
 from chisel.sync.scan import LocalTree
 from chisel.sync.stream import Outcome, Stream
-from chisel.sync.there import Known, There
+from chisel.sync.there import Known
 from chisel.sync.throttle import Throttle
-
-STALL_DEADLINE_S = 60.0
-"""How long a quarter of a megabyte may take to leave."""
-UNASKED_BYTES = 1 << 20
-"""What is larger is not sent before the droplet has said what it has: a round trip is little beside it."""
-INLINE_BYTES = 24 << 10
-"""What is smaller travels within the request, which leaves with the login."""
-_MEASURED_BYTES = 1 << 20
-_BEAT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +28,8 @@ class Options:
 
     `keeps` leaves alone what somebody changed on the droplet, `checks` reads every file on both sides, `is_now` does
     not wait for commands that run in the working copy, `takes_over` makes another owner's working copy one's own,
-    `deletes_extra` removes what was never pushed, `is_dry` changes nothing.
+    `deletes_extra` removes what was never pushed, `is_dry` changes nothing. `relay` says whether droplets pass on to
+    each other what all of them need (`auto`: where it clearly pays).
     """
 
     keeps: bool = False
@@ -57,23 +38,15 @@ class Options:
     takes_over: bool = False
     deletes_extra: bool = False
     is_dry: bool = False
-
-
-class Channel(Protocol):
-    """A session to one droplet."""
-
-    async def send(self, kind: int, payload: bytes = b"") -> None:
-        """Send one frame; waits while the window is full. Raises HostUnreachable."""
-
-    async def receive(self) -> Any:
-        """Return the frames at hand, an empty list at the end."""
+    relay: Relay = "auto"
 
 
 class Job:
     """One sync of one tree: parts of several droplets share its plans and streams.
 
     Without a tree as yet the parts announce themselves, so that the droplets look at their working copies while the
-    tree is scanned, and go on when it is there (`scanned`): worth it on sessions that are open already.
+    tree is scanned, and go on when it is there (`scanned`): worth it on sessions that are open already. It counts on
+    parts for so many `droplets`.
     """
 
     def __init__(
@@ -89,6 +62,7 @@ class Job:
         options: Options | None = None,
         throttle: Throttle | None = None,
         on_end: Callable[[SyncResult], None] | None = None,
+        droplets: int = 1,
     ) -> None:
         self._local = local
         self._has_scanned = anyio.Event()
@@ -101,6 +75,7 @@ class Job:
         self.options = options or Options()
         self.throttle = throttle or Throttle(None)
         self.on_end = on_end
+        self.relays = Relays(self.options.relay, droplets, self.throttle, sink)
         self._casts: dict[Any, Cast] = {}
         self._plans: dict[Any, Plan] = {}
         self._noted: set[int] = set()
@@ -161,332 +136,3 @@ class Job:
             if outcome.files or outcome.sums:
                 self.index.remember_sums(outcome.sums)
                 self.index.change(outcome.files)
-
-
-class Part:
-    """One droplet's sync; `result` is there when it is done. One task at a time."""
-
-    def __init__(self, job: Job, host: Host) -> None:
-        self._job = job
-        self._host = host
-        self._key = f"{host.droplet_id}:{job.remote}"
-        self._began_at = time.monotonic()
-        self._there = There()
-        self._base: Mapping[str, Item] | None = None
-        self._plan: Plan | None = None
-        self._cast: Cast | None = None
-        self._inline: bytes | None = None
-        self._asks = True
-        self._is_prepared = False
-        self._is_announced = False
-        self._state = ""
-        self._staged: tuple[str, ...] = ()
-        self._codecs: tuple[str, ...] = ()
-        self._described: list[bytes] = []
-        self._sent_bytes = 0
-        self._drift: tuple[str, ...] = ()
-        self._kept: tuple[str, ...] = ()
-        self._never_pushed: tuple[str, ...] = ()
-        self.result: SyncResult | None = None
-
-    # -- before anything is said
-
-    async def prepare(self) -> None:
-        """Work out what to send unasked; nothing is read of what is to be sent but small files."""
-        await to_thread.run_sync(self._recall)
-        self._is_prepared = True
-        plan = self._plan
-        if plan is None or self._asks or plan.is_empty:
-            return
-        name = "zlib" if plan.read_bytes <= UNASKED_BYTES else codec.choose_codec(self._codecs, self._there.bytes_per_s)
-        self._cast = self._job.cast(self._there.tree, plan, name, self._there.bytes_per_s)
-        if plan.read_bytes <= UNASKED_BYTES:
-            pieces = await all_of(self._cast)
-            data = b"".join(piece.payload for piece in pieces if piece.kind == Kind.DATA)
-            if len(pieces) == 3 and len(data) <= INLINE_BYTES:
-                self._inline = data
-
-    def _recall(self) -> None:
-        job, options = self._job, self._job.options
-        self._there = there = job.known.of(self._key)
-        self._codecs = there.codecs
-        self._base = job.known.tree(there.tree) if there.token else None
-        self._asks = self._base is None or there.is_pending or options.is_dry or options.deletes_extra
-        if self._base is None or self._asks:
-            return
-        if there.tree == job.local.tree_hash and not job.local.released:
-            self._plan = Plan(final=job.local.items)
-            return
-        self._plan = job.plan(there.tree, self._present(self._base))
-        self._asks = self._plan.content_bytes > UNASKED_BYTES
-        if self._plan.puts:
-            job.known.remember(self._key, replace(there, is_pending=True))
-
-    async def doubt(self) -> None:
-        """Forget what was believed of the droplet: the next part asks."""
-        await to_thread.run_sync(self._job.known.remember, self._key, replace(self._there, token=""))
-
-    def _present(self, items: Mapping[str, Item]) -> Present:
-        return Present(
-            items,
-            drift=self._drift,
-            keeps=self._kept,
-            staged=set(self._staged),
-            patchable=_Patchable(self._job.index),
-            extras=self._never_pushed,
-        )
-
-    def request(self) -> dict[str, Any]:
-        """Return what the droplet is asked."""
-        job, options = self._job, self._job.options
-        who: dict[str, Any] = {"root": str(job.remote), "owner": job.owner, "owner_name": job.owner_name}
-        who |= {name: True for name, is_set in self._early_flags() if is_set}
-        if not self._is_prepared:
-            self._is_announced = True
-            return {**who, "waits": True}
-        request = {} if self._is_announced else who
-        request |= {"base": self._there.token if self._base is not None else "", "tree": job.local.tree_hash}
-        flags = {
-            "asks": self._asks,
-            "keep": options.keeps,
-            "now": options.is_now,
-            "extra": options.deletes_extra,
-        }
-        if self._inline is not None and self._cast is not None and self._cast.outcome is not None:
-            request["stream"] = base64.b64encode(self._inline).decode("ascii")
-            request["tree"] = self._cast.outcome.tree_hash
-        elif self._cast is not None:
-            request["follows"] = True
-        return {**request, **{name: True for name, is_set in flags.items() if is_set}}
-
-    def _early_flags(self) -> list[tuple[str, bool]]:
-        options = self._job.options
-        return [("takes_over", options.takes_over), ("checksum", options.checks)]
-
-    # -- the conversation
-
-    async def begin(self, channel: Channel) -> None:
-        """Send what goes behind the request unasked: the rest of it, where it was only announced."""
-        if not self._is_prepared:
-            try:
-                await self._wait_scanned(channel)
-                await self.prepare()
-                await channel.send(Kind.REQUEST, frames.as_json(self.request()))
-            except HostUnreachable:  # it may have refused the first half
-                await self._why(channel)
-                raise
-        if self._inline is not None:
-            self._sent_bytes += len(self._inline)
-        elif self._cast is not None:
-            await self._send(channel, self._cast)
-
-    async def _wait_scanned(self, channel: Channel) -> None:
-        """Wait for the tree; the droplet waits as well, and would give up a client that is silent for minutes."""
-        while not self._job.is_scanned:
-            with anyio.move_on_after(_BEAT_S):
-                await self._job.wait_scanned()
-                return
-            await channel.send(Kind.HEARTBEAT)
-
-    async def take(self, frame: Frame, channel: Channel) -> bool:
-        """Take one frame and answer it; True when the working copy is as it should be (see `result`).
-
-        Raises RemoteError for what the droplet refuses, HostUnreachable.
-        """
-        if frame.kind == Kind.ERROR:
-            raise remote_error(frame, self._host.name)
-        if frame.kind == Kind.PROGRESS:
-            waits = ", ".join(str(one) for one in frame.json().get("waits") or [])
-            said = f"waiting for what runs in the working copy: {waits}"
-            self._job.sink.emit(Notice(host=self._host.name, message=said, hint="--now does not wait"))
-        elif frame.kind == Kind.DATA:
-            self._described.append(frame.payload)
-        elif frame.kind == Kind.DATA_END:
-            return await self._answer(channel)
-        elif frame.kind == Kind.REPLY:
-            facts = frame.json()
-            if facts.get("done"):
-                await self._finish(facts)
-                return True
-            self._state = str(facts.get("state"))
-            self._staged = tuple(str(one) for one in facts.get("staged") or [])
-            self._codecs = tuple(str(one) for one in facts.get("codecs") or [])
-        elif frame.kind != Kind.HEARTBEAT:
-            name = self._host.name
-            raise RemoteError(f"`{name}` answers a sync with frame {frame.kind}", host=name, code="bug")
-        return False
-
-    async def _answer(self, channel: Channel) -> bool:
-        """Send what the droplet needs, now that it has said what it has."""
-        described, self._described = self._described, []
-        try:
-            key, present = await to_thread.run_sync(self._read_description, described)
-        except (tree.DamagedStream, tree.UnsafePath) as error:
-            name = self._host.name
-            said = f"`{name}` describes its working copy in a way that makes no sense: {error}"
-            raise RemoteError(said, host=name, code="bad-survey") from error
-        self._plan = plan = await to_thread.run_sync(self._job.plan, key, present)
-        if self._job.options.is_dry:
-            files = sum(item.kind != tree.DIRECTORY for item in plan.final.values())
-            self.result = self._described_result(plan, files)
-            return True
-        for path in plan.extras:
-            self._job.sink.emit(Notice(host=self._host.name, message=f"deleting {path}, which was never pushed"))
-        if plan.puts:
-            there = replace(self._there, is_pending=True)
-            await to_thread.run_sync(self._job.known.remember, self._key, there)
-        rate = self._there.bytes_per_s
-        self._cast = self._job.cast(key, plan, codec.choose_codec(self._codecs, rate), rate)
-        await self._send(channel, self._cast)
-        return False
-
-    def _read_description(self, pieces: list[bytes]) -> tuple[Any, Present]:
-        """Decode what a droplet says that it has."""
-        items = dict(self._base or {}) if self._state in ("same", "drift") else dict[str, Item]()
-        drift, kept, extras = list[str](), list[str](), list[str]()
-        records = tree.Records()
-        for piece in pieces:
-            for record in records.feed(piece):
-                if isinstance(record, bytes):
-                    raise tree.DamagedStream("content has no place in a description")
-                what = record[0]
-                if what in ("gone", "never", "extra"):
-                    path = tree.check_path(record[1])
-                    items.pop(path, None)
-                    {"gone": drift, "extra": extras}.get(str(what), []).append(path)
-                    continue
-                item = tree.decode_item(record)
-                items[item.path] = item
-                {"drift": drift, "kept": kept}.get(str(what), []).append(item.path)
-        records.end()
-        self._drift, self._kept, self._never_pushed = tuple(drift), tuple(kept), tuple(extras)
-        state = self._there.tree if self._state == "same" else tree.tree_hash(items.values())
-        return (state, self._staged, self._kept, self._never_pushed), self._present(items)
-
-    async def _send(self, channel: Channel, cast: Cast) -> None:
-        plan = self._plan
-        total, files = (plan.read_bytes, len(plan.puts)) if plan is not None else (0, 0)
-        began_at, before = time.monotonic(), self._sent_bytes
-        try:
-            async with cast.joined() as pieces:
-                async for piece in pieces:
-                    await self._deliver(channel, piece)
-                    self._progress(piece.done_bytes, total, piece.done_files, files)
-        except HostUnreachable:
-            await self._why(channel)
-            raise
-        self._progress(total, total, files, files, is_done=True)
-        sent, seconds = self._sent_bytes - before, time.monotonic() - began_at
-        if sent >= _MEASURED_BYTES:
-            self._there = replace(self._there, bytes_per_s=sent / max(seconds, 1e-3))
-
-    async def _deliver(self, channel: Channel, piece: Piece) -> None:
-        """Send one piece; a window that does not open for `STALL_DEADLINE_S` is a lost droplet."""
-        await self._job.throttle.take(len(piece.payload))
-        with anyio.move_on_after(STALL_DEADLINE_S):
-            await channel.send(piece.kind, piece.payload)
-            self._sent_bytes += len(piece.payload)
-            return
-        name = self._host.name
-        raise HostUnreachable(f"`{name}` takes no more data", host=name)
-
-    async def _why(self, channel: Channel) -> None:
-        """Raise what the droplet said before it ended the session, if it said something."""
-        while row := await channel.receive():
-            for frame in row:
-                if frame.kind == Kind.ERROR:
-                    raise remote_error(frame, self._host.name)
-
-    def _progress(self, done: int, total: int, files: int, all_files: int, *, is_done: bool = False) -> None:
-        if total or all_files:
-            event = Progress(
-                host=self._host.name,
-                task="sync",
-                done=done,
-                total=total,
-                is_done=is_done,
-                done_files=files,
-                total_files=all_files,
-            )
-            self._job.sink.emit(event)
-
-    # -- the end
-
-    async def _finish(self, facts: Mapping[str, Any]) -> None:
-        outcome = self._cast.outcome if self._cast is not None else None
-        final = outcome.final if outcome is not None else (self._plan or Plan(final=self._job.local.items)).final
-        there = replace(
-            self._there,
-            token=str(facts["token"]),
-            tree=str(facts["tree"]),
-            codecs=tuple(str(one) for one in facts.get("codecs") or []),
-            is_pending=False,
-        )
-        await to_thread.run_sync(self._remember, there, final, outcome)
-        plan = self._plan or Plan()
-        self.result = replace(
-            self._described_result(plan, int(facts.get("files", 0))),
-            sent_files=int(facts.get("puts", 0)),
-            deleted_files=int(facts.get("deleted", 0)),
-            sent_bytes=self._sent_bytes,
-            skipped=(*self._job.local.skipped, *(outcome.skipped if outcome is not None else ()), *_said(facts)),
-            tree_hash=str(facts["tree"]),
-            burst_ms=float(facts.get("burst_ms", 0.0)),
-            reasons={},
-            is_dry=False,
-        )
-        if self._job.on_end is not None:
-            self._job.on_end(self.result)
-
-    def _remember(self, there: There, final: Mapping[str, Item], outcome: Outcome | None) -> None:
-        if outcome is not None:
-            self._job.note(outcome)
-        expected = outcome.tree_hash if outcome is not None else self._there.tree
-        is_known = there.tree == expected
-        self._job.known.remember(self._key, there if is_known else replace(there, token=""), final)
-
-    def _described_result(self, plan: Plan, total_files: int) -> SyncResult:
-        return SyncResult(
-            host=self._host.name,
-            root=str(self._job.remote),
-            total_files=total_files,
-            sent_files=len(plan.puts) + len(plan.twins) + len(plan.staged) + len(plan.copies),
-            deleted_files=len(plan.deletes),
-            moved_files=_count_moved(plan),
-            seconds=time.monotonic() - self._began_at,
-            repaired=plan.repaired,
-            kept=self._kept,
-            skipped=self._job.local.skipped,
-            notes=self._job.local.notes,
-            tree_hash=self._job.local.tree_hash,
-            reasons=plan.reasons,
-            is_dry=True,
-        )
-
-
-class _Patchable:
-    """The digests of contents whose blocks are known here."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-
-    def __contains__(self, digest: object) -> bool:
-        return isinstance(digest, str) and bool(digest) and self._index.sums_of(digest) is not None
-
-
-def _count_moved(plan: Plan) -> int:
-    if not plan.moves:
-        return 0
-    return sum(
-        1
-        for path, item in plan.before.items()
-        if item.kind != tree.DIRECTORY and any(path == new or path.startswith(f"{new}/") for _, new in plan.moves)
-    )
-
-
-def _said(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    aside = [
-        f"{path}: what the droplet had made itself was in the way and is kept there" for path in facts.get("aside", [])
-    ]
-    replaced = [f"{path}: the droplet's own file was replaced" for path in facts.get("replaced", [])]
-    return (*aside, *replaced)

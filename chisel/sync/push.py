@@ -6,23 +6,18 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-import anyio
-
-from chisel.errors import HostUnreachable, RemoteError
+from chisel.errors import RemoteError
 from chisel.model import Host, SyncResult
-from chisel.node.frames import Kind
-from chisel.sync.job import Job, Part
+from chisel.sync.hearing import heard
+from chisel.sync.job import Job
+from chisel.sync.part import Part
 
-SURVEY_DEADLINE_S = 180.0
-"""How long the droplet may be silent: another sync may hold it for 30 s, its disk be slow."""
 RETRIED = frozenset({"moved", "mismatch"})
 """Refusals of a droplet whose working copy changed while it was synced: it is asked what it has, and sent that."""
 TRIES = 3
-_BEAT_S = 1.0
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 Opens = Callable[[str, dict[str, Any]], Any]
@@ -59,6 +54,8 @@ async def push(opens: Opens, host: Host, job: Job) -> SyncResult:
             if error.code not in RETRIED or not remaining:
                 raise
             await part.doubt()
+        finally:
+            job.relays.settled(host)
     raise AssertionError("unreachable")
 
 
@@ -66,21 +63,7 @@ async def _push(opens: Opens, host: Host, part: Part) -> SyncResult:
     async with opens("receive", part.request()) as channel:
         await part.begin(channel)
         while True:
-            for frame in await _received(channel, host.name):
+            for frame in await heard(channel, host.name):
                 if await part.take(frame, channel) and part.result is not None:
                     channel.done()
                     return part.result
-
-
-async def _received(channel: Any, name: str) -> Any:
-    """Return the frames at hand; a droplet that waits for a command to end is asked now and then whether it lives."""
-    end = anyio.current_time() + SURVEY_DEADLINE_S
-    while anyio.current_time() < end:
-        with anyio.move_on_after(_BEAT_S):
-            found = await channel.receive()
-            if not found:
-                raise HostUnreachable(f"`{name}` ended the session in the middle of a sync", host=name)
-            return found
-        with suppress(HostUnreachable):  # it may have answered and ended meanwhile: what it said is still to be read
-            await channel.send(Kind.HEARTBEAT)
-    raise HostUnreachable(f"`{name}` does not answer a sync", host=name)

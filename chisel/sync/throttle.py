@@ -17,6 +17,11 @@ class Throttle:
         self._free_at = 0.0
 
     @property
+    def bytes_per_s(self) -> float | None:
+        """Return the rate, None when there is no bound."""
+        return self._rate
+
+    @property
     def window(self) -> int | None:
         """Return how much may be under way unread (bytes), so that what arrives keeps the rate too."""
         return None if self._rate is None else max(1 << 15, min(1 << 20, int(self._rate * _BURST_S)))

@@ -1,13 +1,15 @@
 """Put files on several droplets at once, outside the working copy: read one time, sent to each what it lacks.
 
-The pace is that of the slowest droplet: memory holds a few megabytes, however large the files are. Every droplet is
-sent to directly; a relay between them would be one more kind of `_Droplet`, fed by the same batches.
+The pace is that of the slowest droplet: memory holds a few megabytes, however large the files are. Droplets that lack
+the same may pass it on to each other (`chisel.sync.relay`): all but one of them are told only what the files
+have to be.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,16 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from chisel.errors import ChiselError, HostUnreachable, RemoteError
 from chisel.events import Progress, Sink
-from chisel.model import PushResult
-from chisel.node import tree
+from chisel.model import PushResult, Relay
+from chisel.node import frames, tree
 from chisel.node.contents import MOST_BLOCKS
 from chisel.node.frames import Frame, FrameError, Kind
 from chisel.node.offer import decode_count, decode_text
 from chisel.ssh.refusal import remote_error
+from chisel.sync.position import DIGEST, Has, Position
 from chisel.sync.push import Connection
-from chisel.sync.reading import Block, Digests, Reading, order
+from chisel.sync.reading import Digests, Reading, order
+from chisel.sync.relay import Place, Relays, neighbourhoods, places_among
 from chisel.sync.sources import Source, Sources
 from chisel.sync.throttle import Throttle
 
@@ -36,7 +40,6 @@ TRIES = 3
 _HEARTBEAT_S = 3.0
 _SAID_S = 1.0
 _AHEAD = 4
-_DIGEST = 32
 
 Step = tuple[str, int, Any]
 """What is to be done about a file: `begin`, `blocks` (a batch), `end` (digest and time), `same`, `again`, `drop`."""
@@ -50,11 +53,13 @@ async def upload(
     sink: Sink,
     digests_file: Path,
     throttle: Throttle | None = None,
+    relay: Relay = "off",
 ) -> list[PushResult]:
     """Put all sources below the directory `to` of every droplet; one result each, in their order.
 
     An empty `to` lets the droplet choose. Files that are there with the same content are not sent; one that was cut
-    goes on at the block where it was. Cancelled, it leaves finished files, and of the one under way what had come.
+    goes on at the block where it was, also when a neighbour was to bring it and did not. Cancelled, it leaves finished
+    files, and of the one under way what had come.
     """
     digests = await to_thread.run_sync(Digests, digests_file)
     known = await to_thread.run_sync(lambda: [digests.get(source) for source in sources.files])
@@ -62,20 +67,53 @@ async def upload(
         _Droplet(connection, sources, known, to, sink, throttle or Throttle(None)) for connection in connections
     ]
     try:
-        async with anyio.create_task_group() as tasks:
-            for droplet in droplets:
-                tasks.start_soon(droplet.run)
-            await _feed(droplets, sources, known, digests)
+        relays = Relays(relay, len(droplets), throttle or Throttle(None), sink)
+        await _bring(droplets, sources, known, digests, relays)
+        lost = [droplet.direct() if droplet.is_lost else droplet for droplet in droplets]
+        for before in droplets:
+            if before.is_lost:
+                relays.say_direct(before.host, before.error or "")
+        again = [droplet for droplet in lost if droplet not in droplets]
+        if again:
+            await _bring(again, sources, known, digests, Relays("off", 1, Throttle(None), sink))
     finally:
         with anyio.CancelScope(shield=True):
             await to_thread.run_sync(digests.save)
-    return [droplet.result() for droplet in droplets]
+    return [droplet.result() for droplet in lost]
 
 
-async def _feed(droplets: Sequence[_Droplet], sources: Sources, known: Sequence[str], digests: Digests) -> None:
+async def _bring(
+    droplets: Sequence[_Droplet], sources: Sources, known: Sequence[str], digests: Digests, relays: Relays
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        for droplet in droplets:
+            tasks.start_soon(droplet.run)
+        await _feed(droplets, sources, known, digests, relays)
+
+
+def _find_places(droplets: Sequence[_Droplet], relays: Relays) -> None:
+    """Let droplets that lack the same pass it on to each other, where that is worth it."""
+    alike: dict[Any, list[_Droplet]] = {}
+    for droplet in droplets:
+        if droplet.error is None:
+            alike.setdefault(droplet.lacks(), []).append(droplet)
+    for row in alike.values():
+        by_name = {droplet.host.name: droplet for droplet in row}
+        for near in neighbourhoods([droplet.host for droplet in row]):
+            if relays.is_wanted(row[0].missing_bytes(), 0.0, len(near)):
+                for name, place in places_among(near).items():
+                    by_name[name].place = place
+
+
+async def _feed(
+    droplets: Sequence[_Droplet], sources: Sources, known: Sequence[str], digests: Digests, relays: Relays
+) -> None:
     """Hand every droplet what it is to do, file by file."""
     for droplet in droplets:
         await droplet.is_ready.wait()
+    _find_places(droplets, relays)
+    for droplet in droplets:
+        droplet.may_work.set()
     try:
         for number, source in enumerate(sources.files):
             needy = [droplet for droplet in droplets if droplet.wants(number)]
@@ -124,6 +162,8 @@ class _Droplet:
         self, connection: Connection, sources: Sources, known: Sequence[str], to: str, sink: Sink, throttle: Throttle
     ) -> None:
         self._connection = connection
+        self._more = sources, known, to, sink, throttle
+        self.host = connection.host
         self._host = connection.host.name
         self._sources = sources
         self._known = known
@@ -134,13 +174,16 @@ class _Droplet:
         self._steps: MemoryObjectReceiveStream[Step]
         self._feed, self._steps = anyio.create_memory_object_stream[Step](_AHEAD)
         self._frames: list[Frame] = []
-        self._has: list[_Has | None] = []
-        self._position = _Position()
+        self._has: list[Has | None] = []
+        self._position = Position()
         self._began_at = time.monotonic()
         self._seconds = 0.0
         self._reply: dict[str, Any] = {}
         self._skipped: list[str] = list(sources.skipped)
-        self._error: str | None = None
+        self.error: str | None = None
+        self.is_lost = False
+        self.place: Place | None = None
+        self.may_work = anyio.Event()
         self._target = to
         self._sent_bytes = 0
         self._done = 0
@@ -153,10 +196,25 @@ class _Droplet:
 
     def wants(self, number: int) -> bool:
         """Say whether a file has to be read for this droplet."""
-        return self._error is None and self._has[number] is not None
+        return self.error is None and self._has[number] is not None
+
+    def direct(self) -> _Droplet:
+        """Return the same droplet before another push, which goes on from what this one brought."""
+        return _Droplet(self._connection, *self._more)
+
+    def lacks(self) -> Any:
+        """Return what is equal for droplets that need the same frames."""
+        return tuple(None if has is None else (has.in_part, has.size, has.hashes) for has in self._has)
+
+    def missing_bytes(self) -> int:
+        """Return how much of the files the droplet may need, in bytes."""
+        needed = zip(self._sources.files, self._has, strict=True)
+        return sum(source.size for source, has in needed if has is not None and not has.hashes)
 
     async def take(self, step: Step) -> None:
-        """Take a step, waiting while too many wait; a droplet that failed takes none."""
+        """Take a step, waiting while too many wait; a droplet that failed takes none, one that is fed few."""
+        if self._is_fed and step[0] in {"begin", "blocks", "again"}:
+            return
         try:
             await self._feed.send(step)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -173,9 +231,10 @@ class _Droplet:
         try:
             await self._hold()
         except ChiselError as error:
-            self._error = error.message if error.hint is None else f"{error.message} ({error.hint})"
+            self.error = error.message if error.hint is None else f"{error.message} ({error.hint})"
+            self.is_lost = self._is_fed and isinstance(error, RemoteError) and error.code == "relay-lost"
         except (tree.DamagedStream, tree.UnsafePath, FrameError) as error:
-            self._error = f"`{self._host}` answers something that makes no sense: {error}"
+            self.error = f"`{self._host}` answers something that makes no sense: {error}"
         finally:
             self._seconds = time.monotonic() - self._began_at
             self.is_ready.set()
@@ -191,13 +250,14 @@ class _Droplet:
                 await self._send(channel, Kind.DATA_END)
                 await self._learn(channel)
                 self.is_ready.set()
-                await self._work(channel)
-                await self._send(channel, Kind.DATA_END)
+                await self.may_work.wait()
+                await self._bring(channel)
             except HostUnreachable:
                 with anyio.move_on_after(_SAID_S):  # the droplet may have said why before it ended the session
                     await self._next(channel)
                 raise
-            self._reply = (await self._next(channel)).json()
+            if not self._reply:
+                self._reply = (await self._next(channel)).json()
             for row in self._reply.get("skipped", []):
                 self._skipped.append(": ".join(str(text)[:5000] for text in row[:2]))
             self._progress(is_done=True)
@@ -226,7 +286,7 @@ class _Droplet:
             raise tree.DamagedStream(f"{len(self._has)} answers for {len(self._sources.files)} files")
 
     def _most_hashes(self) -> int:
-        return sum(min(MOST_BLOCKS, 1 + source.size // (1 << 16)) * _DIGEST for source in self._sources.files)
+        return sum(min(MOST_BLOCKS, 1 + source.size // (1 << 16)) * DIGEST for source in self._sources.files)
 
     def _learn_one(self, record: list[Any] | bytes) -> None:
         if isinstance(record, bytes):
@@ -237,9 +297,56 @@ class _Droplet:
             self._has.append(None)
         elif record[0] == "has":
             size = record[2] if len(record) > 2 and isinstance(record[2], int) else -1
-            self._has.append(_Has(decode_count(record, 1, MOST_BLOCKS), size))
+            self._has.append(Has(decode_count(record, 1, MOST_BLOCKS), size))
         else:
             raise tree.DamagedStream(f"`{decode_text(record, 0)[:40]}` has no place here")
+
+    @property
+    def _is_fed(self) -> bool:
+        """Say whether a neighbour sends the droplet what it needs."""
+        return self.place is not None and not self.place.is_root
+
+    async def _bring(self, channel: Any) -> None:
+        """Send what the droplet needs, or have it sent."""
+        if self.place is None:
+            await self._work(channel)
+            await self._send(channel, Kind.DATA_END)
+        elif self.place.is_root:
+            async with self.place.feeding(channel):
+                await self._work(channel)
+                await self._send(channel, Kind.DATA_END)
+                self.place.passed_frames(frames.encode(Kind.DATA_END))
+                self.place.ended("")
+        else:
+            await self._have_it_fed(channel, self.place)
+
+    async def _have_it_fed(self, channel: Any, place: Place) -> None:
+        trouble: ChiselError | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(place.conduct, channel, None)
+            tasks.start_soon(self._promise, channel)
+            try:
+                self._reply = (await self._next(channel)).json()
+            except ChiselError as error:
+                trouble = error
+            finally:
+                place.leave()
+            tasks.cancel_scope.cancel()
+        if trouble is not None:
+            raise trouble
+
+    async def _promise(self, channel: Any) -> None:
+        """Tell the droplet what the files have to be that a neighbour sends it."""
+        with suppress(HostUnreachable):  # whoever reads the channel says so
+            async for kind, number, what in self._steps:
+                size = self._sources.files[number].size
+                if kind == "drop":
+                    self._skipped.append(f"{self._sources.files[number].path}: {what}")
+                    continue
+                self._done += size
+                if kind == "end" and self._has[number] is not None:
+                    await self._send(channel, Kind.RELAY, frames.as_json({"promised": [[number, what[0]]]}))
+                self._progress()
 
     async def _work(self, channel: Any) -> None:
         while True:
@@ -256,6 +363,8 @@ class _Droplet:
             if data:
                 await self._send_frames(channel, data)
                 self._sent_bytes += len(data)
+                if self.place is not None:
+                    self.place.passed_frames(data)
                 await self._throttle.take(len(data))
             self._progress()
 
@@ -270,7 +379,7 @@ class _Droplet:
                 self._done += size
             return b""
         if kind == "begin":
-            self._position = _Position(has)
+            self._position = Position(has)
             return b""
         if kind == "blocks":
             self._done += sum(block.length for block in what)
@@ -289,7 +398,7 @@ class _Droplet:
             return b""
         if kind == "again":
             # What was sent is in the part there now: of the next reading only what differs goes.
-            self._has[number] = _Has(len(what), has.size, b"".join(what))
+            self._has[number] = Has(len(what), has.size, b"".join(what))
         return self._position.begun(number) + order("drop")
 
     async def _send(self, channel: Any, kind: Kind, payload: bytes = b"") -> None:
@@ -318,6 +427,9 @@ class _Droplet:
             frame = self._frames.pop(0)
             if frame.kind == Kind.ERROR:
                 raise remote_error(frame, self._host)
+            if frame.kind == Kind.RELAY and self.place is not None:
+                self.place.listens(int(frame.json()["port"]))
+                continue
             if frame.kind not in {Kind.PROGRESS, Kind.REPLY, Kind.DATA, Kind.DATA_END}:
                 raise RemoteError(f"`{self._host}` answers with frame {frame.kind}", host=self._host, code="bug")
             if frame.kind != Kind.PROGRESS:
@@ -348,63 +460,6 @@ class _Droplet:
             unchanged=int(self._reply["same"]) if is_over else self._same,
             seconds=self._seconds,
             skipped=tuple(self._skipped),
-            error=self._error,
+            error=self.error,
+            relayed_bytes=int(self._reply.get("relayed", 0)),
         )
-
-
-class _Has:
-    """What a droplet has of one file: the sha256s of blocks, `in_part` of them in the part of an interrupted push.
-
-    `size` is that of the file itself there, -1 when there is none.
-    """
-
-    def __init__(self, in_part: int, size: int, hashes: bytes = b"") -> None:
-        self.in_part = in_part
-        self.size = size
-        self.hashes = hashes
-
-
-class _Position:
-    """Where one droplet is in a file: which blocks it is to keep is said in runs."""
-
-    def __init__(self, has: _Has | None = None) -> None:
-        self._has = has or _Has(0, -1)
-        self._index = 0
-        self._kept = self._hole = 0
-        self.has_begun = False
-        self.done = 0
-
-    def take(self, number: int, batch: Sequence[Block]) -> bytes:
-        """Return a batch as frames: what the droplet has is only named."""
-        found = []
-        for block in batch:
-            at = self._index * _DIGEST
-            self._index += 1
-            self.done += block.length
-            if self._has.hashes[at : at + _DIGEST] == block.digest:
-                found.append(self._after_hole())
-                self._kept += 1
-            elif block.frames:
-                found += [self.begun(number), block.frames]
-            else:
-                if self._kept or not self.has_begun:
-                    found.append(self.begun(number))
-                self._hole += block.length
-        return b"".join(found)
-
-    def begun(self, number: int) -> bytes:
-        """Return the frames that come before anything else of the file: that it begins, what is kept, a hole."""
-        said = b"" if self.has_begun else order("begin", number)
-        self.has_begun = True
-        if self._kept:
-            said += order("keep", self._kept)
-            self._kept = 0
-        return said + self._after_hole()
-
-    def _after_hole(self) -> bytes:
-        said, self._hole = order("hole", self._hole) if self._hole else b"", 0
-        return said
-
-    def is_same(self, size: int) -> bool:
-        """Say whether the file itself is there, whole and as it is here."""
-        return not self.has_begun and not self._has.in_part and self._has.size == size

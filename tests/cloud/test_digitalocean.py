@@ -64,7 +64,8 @@ async def test_a_droplet_is_created_read_and_destroyed(api: Api, contract: Any) 
         assert made.created_at == datetime(2026, 10, 21, 18, 37, 44, tzinfo=UTC)
         assert (made.region, made.image, made.usd_per_hour) == ("atl1", "gpu-amd-base", Decimal("1.99"))
         api.droplets[made.id] = droplet(made.id, "bench-1")
-        assert (await cloud.get_droplet(made.id)).address == "203.0.113.7"
+        found = await cloud.get_droplet(made.id)
+        assert (found.address, found.private_address) == ("203.0.113.7", "10.1.0.2")
         await cloud.power_off(made.id)
         await cloud.destroy_droplet(made.id)
         with pytest.raises(NotFoundError):

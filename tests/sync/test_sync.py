@@ -223,7 +223,7 @@ async def test_whatever_the_droplet_can_decompress_is_used(
         chosen.append(codec)
         return codec
 
-    monkeypatch.setattr("chisel.sync.job.codec.choose_codec", choose)
+    monkeypatch.setattr("chisel.sync.part.codec.choose_codec", choose)
     for number in range(40):
         write(bench.local / f"text{number}", f"line {number}\n" * 9000)
     write(bench.local / "random", random.Random(2).randbytes(1 << 20))

@@ -29,6 +29,8 @@ class Proxy:
         self._refuses_until = 0.0
         self._reset_after: int | None = None
         self._is_over = False
+        self._near: set[socket.socket] = set()
+        self.bytes_up = 0
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -109,6 +111,7 @@ class Proxy:
             one.settimeout(5)
         with self._lock:
             self._pairs[near], self._pairs[far] = far, near
+            self._near.add(near)
 
     def _carry(self, one: socket.socket) -> None:
         other = self._pairs.get(one)
@@ -123,6 +126,7 @@ class Proxy:
             data = one.recv(size)
             if data:
                 other.sendall(data)
+                self.bytes_up += len(data) if one in self._near else 0
             if self._reset_after is not None:
                 self._reset_after -= len(data)
                 if self._reset_after <= 0:
