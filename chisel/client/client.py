@@ -28,14 +28,12 @@ from anyio import to_thread
 
 from chisel import guard
 from chisel.client.pool import Pool, by_number
-from chisel.client.protection import DEFAULT_IDLE, protection, protection_notice
-from chisel.client.statuses import droplet_status, running
+from chisel.client.protection import DEFAULT_IDLE, protection_notice
 from chisel.config import Config, Project, find_project, load_config, save_token
-from chisel.errors import ConfigError, HostUnreachable, RemoteError, UsageError
+from chisel.errors import ConfigError, UsageError
 from chisel.events import Facts, Notice, NullSink, Sink, StatusReported, SweepReported
 from chisel.model import (
     Bill,
-    DropletStatus,
     Host,
     PoolStatus,
     RunningCommand,
@@ -53,8 +51,6 @@ if TYPE_CHECKING:
     from chisel.profile.viewer import View
     from chisel.ssh.connector import Connector
     from chisel.ssh.early import Departures
-
-_STATUS_TIMEOUT_S, _GPU_LOOK_S = 8.0, 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,27 +282,11 @@ class Client:
 
         `is_again` says that the report takes the place of the one before.
         """
-        listed = {droplet.id: droplet for droplet in await (await self.cloud()).list_droplets(tag=guard.TAG)}
-        mine = await self._mine()
-        reported = []
-        for name, records in sorted(mine.pools.items()):
-            statuses: dict[str, DropletStatus] = {}
+        from chisel.client.asking import ask_everybody
 
-            async def one(record: DropletRecord, statuses: dict[str, DropletStatus] = statuses) -> None:
-                cloud_status = listed[record.id].status if record.id in listed else "gone"
-                statuses[record.name] = droplet_status(record, cloud_status, await self._asked(record, cloud_status))
-
-            async with anyio.create_task_group() as tasks:
-                for record in records.values():
-                    tasks.start_soon(one, record)
-            said = {one.host: one.self_destruct for one in statuses.values()}
-            ordered = tuple(statuses[record.name] for record in sorted(records.values(), key=by_number))
-            reported.append(PoolStatus(name=name, droplets=ordered, self_destruct=protection(records.values(), said)))
+        reported = await ask_everybody(self)
         self.sink.emit(StatusReported(pools=tuple(reported), is_again=is_again))
         return reported
-
-    async def _asked(self, record: DropletRecord, cloud_status: str) -> dict[str, Any] | None:
-        return await self.ask(record) if cloud_status == "active" else None
 
     async def begin(self, *, mends: bool = True, warns: bool = True) -> None:
         """Look at the state as a command begins, once: rebuild one that cannot be read, warn of forgotten droplets.
@@ -355,29 +335,15 @@ class Client:
 
         It looks for commands and logins of others too; at its GPUs only when told so, which takes it some seconds.
         """
-        from chisel.lifecycle import host_of
+        from chisel.client.asking import ask
 
-        limit_s = _STATUS_TIMEOUT_S + (_GPU_LOOK_S if looks_at_gpus else 0)
-        try:
-            with anyio.fail_after(limit_s):
-                return await (await self.connector()).ask(host_of(record), "status", {"looks_at_gpus": looks_at_gpus})
-        except (HostUnreachable, RemoteError, TimeoutError):
-            return None
+        return await ask(self, record, looks_at_gpus)
 
     async def running_on(self, pool: Pool) -> dict[str, tuple[RunningCommand, ...]]:
         """Ask droplets which commands run there, by droplet; one that does not answer is left out."""
-        found: dict[str, tuple[RunningCommand, ...]] = {}
+        from chisel.client.asking import running_on
 
-        async def one(record: DropletRecord) -> None:
-            answer = await self.ask(record) if record.address is not None and record.is_ready else None
-            runs = tuple(running(run) for run in answer["runs"]) if answer else ()
-            if any(run.is_running for run in runs):
-                found[record.name] = tuple(run for run in runs if run.is_running)
-
-        async with anyio.create_task_group() as tasks:
-            for record in pool.records:
-                tasks.start_soon(one, record)
-        return dict(sorted(found.items()))
+        return await running_on(self, pool)
 
     async def sweep(self, choice: guard.Choice = guard.NOTHING_MORE) -> list[SweepItem]:
         """List every droplet with chisel's tag and judge it; nothing is destroyed (that is `destroy_swept`).

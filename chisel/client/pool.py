@@ -435,26 +435,13 @@ class Pool:
         A droplet's failure is the `error` of its result. Raises UsageError for wishes that make no sense, before
         anything runs. Cancelled, it ends the commands, and leaves neither a directory there nor half a one here.
         """
-        from chisel.client.profiling import environment_of, make_plan, profile_pool
-        from chisel.profile.drivers import Asked, check_counters, check_traces
-        from chisel.profile.order import ProfileOrder
+        from chisel.client.profiling import make_orders, make_plan, profile_pool
 
         variables = self._client.command_env(env)
-        asked = Asked(check_traces(traces), check_counters(counters), None, tuple(profiler_args))
-        orders = [
-            ProfileOrder(
-                line=shell_line(one),
-                asked=asked,
-                kernel=check_pattern(kernel),
-                skip_warmup=skip_warmup,
-                top=top,
-                build=build if index == 0 else None,
-                driver=driver,
-                converts=converts,
-                secrets=environment_of(variables),
-            )
-            for index, one in enumerate([command] if versus is None else [command, versus])
-        ]
+        orders = make_orders(
+            [command] if versus is None else [command, versus], traces, counters, profiler_args, build, variables,
+            kernel=check_pattern(kernel), skip_warmup=skip_warmup, top=top, driver=driver, converts=converts,
+        )  # fmt: skip
         plan = await make_plan(
             self._client, orders, out=out, sessions=sessions, against=against, save_as=save_as,
             fail_if_slower=fail_if_slower,

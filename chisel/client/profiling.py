@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from anyio import to_thread
 
 import chisel
+from chisel.client.lines import shell_line
 from chisel.errors import UsageError
 from chisel.events import Notice, RunEnded
 from chisel.figures import ProfileReport
 from chisel.model import Host, PullResult, RunResult
 from chisel.profile.archive import default_out
 from chisel.profile.campaign import Plan, profile
-from chisel.profile.drivers import cost_of
+from chisel.profile.drivers import Asked, check_counters, check_traces, cost_of
 from chisel.profile.order import Bench, Connection, ProfileOrder
 from chisel.profile.saved import load
 from chisel.runner import Control, Order, new_run_id, run_one
@@ -35,6 +36,27 @@ SAVED_DIRECTORY = "saved"
 def saved_directory(client: Client) -> Path:
     """Return where `--save` keeps a project's baselines."""
     return client.where.project.root / DEFAULT_DIRECTORY / SAVED_DIRECTORY
+
+
+def make_orders(
+    commands: Sequence[str | Sequence[str]],
+    traces: Sequence[str] | None,
+    counters: Sequence[str],
+    profiler_args: Sequence[str],
+    build: str | None,
+    env: Mapping[str, str],
+    **wishes: Any,
+) -> list[ProfileOrder]:
+    """Return what to profile, of each command the same (`wishes`); only the first is built for.
+
+    Raises UsageError for traces and counters that make no sense.
+    """
+    asked = Asked(check_traces(traces), check_counters(counters), None, tuple(profiler_args))
+    secrets = environment_of(env)
+    return [
+        ProfileOrder(line=shell_line(one), asked=asked, build=build if index == 0 else None, secrets=secrets, **wishes)
+        for index, one in enumerate(commands)
+    ]
 
 
 async def make_plan(
