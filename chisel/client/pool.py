@@ -110,8 +110,7 @@ class Pool:
         Scans, hashes and compresses once for all droplets. `to` is a directory on the droplets (default: one of the
         tree's own, below `~/chisel`), `bytes_per_s` bounds what all of them are sent together. After the project's own
         root its `setup` script (chisel.toml) runs where its text has not run yet. Raises UsageError when `path` is no
-        directory, OSError-free: a tree that cannot be read is a ChiselError. A droplet's failure is the `error` of its
-        result.
+        directory or cannot be read. A droplet's failure is the `error` of its result.
         """
         from chisel.client.syncing import sync
 
@@ -130,9 +129,9 @@ class Pool:
         """Sync at once and after every change of the tree, and then call `run`, until it is cancelled or stopped.
 
         `run` is called after each sync that worked, with a `Control` to hand to `Pool.run`: before the next sync the
-        command gets SIGINT through it, SIGKILL after five seconds. A sync that failed is told and tried again, with the
-        next change or a little later. Events: a `SyncEnded` for the first sync and for each that changed something.
-        Cancelled, it ends what runs; `stop` ends the watch in order. Raises UsageError when `path` is no directory.
+        command gets SIGINT through it, SIGKILL after five seconds. A sync that failed is told and tried again. Events:
+        a `SyncEnded` for the first sync and for each that changed something. Only the first sync checks everything,
+        takes over, and deletes what was never pushed. Cancelled, it ends what runs; `stop` ends the watch in order.
         """
         from chisel.client.watching import watch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,24 +61,27 @@ async def watch(
 ) -> None:
     """Follow a tree's changes: see `Pool.watch`."""
     root = await client.root_to_sync(path)
-    stop = stop or Stop()
-    is_first = True
+    stop, how = stop or Stop(), options or SyncOptions()
+    is_first, trouble = True, dict[str, str | None]()
 
     def tell(result: SyncResult, since: Changes) -> None:
         is_none = not (result.sent_files or result.deleted_files or result.moved_files or result.repaired)
-        if result.error is None and is_none and not is_first:
+        if result.error is None and is_none and not is_first and trouble.get(result.host) is None:
             return  # what was saved is what there was
+        if result.error is not None and trouble.get(result.host) == result.error:
+            return  # it is tried again and again
+        trouble[result.host] = result.error
         after_s = None if is_first else time.monotonic() - since.first_at
         client.sink.emit(SyncEnded(host=result.host, result=result, after_s=after_s))
 
     async def sync_once(changes: Changes) -> None:
-        nonlocal is_first
+        nonlocal is_first, how
         results = await sync(
             pool,
             client,
             root,
             to=to,
-            options=options,
+            options=how,
             bytes_per_s=bytes_per_s,
             tell=lambda result: tell(result, changes),
         )
@@ -85,6 +89,8 @@ async def watch(
         failed = [result for result in results if result.error is not None]
         if failed:
             raise _WasTold(f"{len(failed)} of {len(results)} droplets were not synced")
+        # What is meant for a working copy as it was found is not done after every save.
+        how = replace(how, checks=False, takes_over=False, deletes_extra=False)
 
     def failed(error: ChiselError) -> None:
         if not isinstance(error, _WasTold):

@@ -114,12 +114,14 @@ class Job:
             cast.close()
         self._casts.clear()
 
-    def plan(self, key: Any, present: Present) -> Plan:
-        """Return the plan for a state, made once. Blocking."""
-        if key not in self._plans:
-            local = self.local
-            self._plans[key] = make_plan(Here(local.items, local.unread, local.released), present)
-        return self._plans[key]
+    def plan(self, key: Any, present: Present, keeps: frozenset[str]) -> Plan:
+        """Return the plan for a state, made once; `keeps` are paths that the droplet has of its own. Blocking."""
+        if (key, keeps) not in self._plans:
+            items = self.local.items
+            if not keeps.isdisjoint(items):
+                items = {path: item for path, item in items.items() if path not in keeps}
+            self._plans[key, keeps] = make_plan(Here(items, self.local.unread, keeps), present)
+        return self._plans[key, keeps]
 
     def cast(self, key: Any, plan: Plan, codec_name: str, bytes_per_s: float) -> Cast:
         """Return the stream of a plan, which droplets of the same state share."""

@@ -80,6 +80,7 @@ class Part:
         self._described_items: Mapping[str, Item] = {}
         self._described_tree = ""
         self._plan_key: Any = None
+        self._own = frozenset[str]()
         self._sent_bytes = 0
         self._drift: tuple[str, ...] = ()
         self._kept: tuple[str, ...] = ()
@@ -96,7 +97,7 @@ class Part:
         if plan is None or self._asks or plan.is_empty:
             return
         name = "zlib" if plan.read_bytes <= UNASKED_BYTES else codec.choose_codec(self._codecs, self._there.bytes_per_s)
-        self._cast = self._job.cast(self._there.tree, plan, name, self._there.bytes_per_s)
+        self._cast = self._job.cast((self._there.tree, self._own), plan, name, self._there.bytes_per_s)
         if plan.read_bytes <= UNASKED_BYTES:
             pieces = await all_of(self._cast)
             data = b"".join(piece.payload for piece in pieces if piece.kind == Kind.DATA)
@@ -107,6 +108,7 @@ class Part:
         job, options = self._job, self._job.options
         self._there = there = job.known.of(self._key)
         self._codecs = there.codecs
+        self._own = job.local.kept_from(self._host)
         self._base = job.known.tree(there.tree) if there.token else None
         self._asks = self._base is None or there.is_pending or options.is_dry or options.deletes_extra
         if self._base is None or self._asks:
@@ -114,7 +116,7 @@ class Part:
         if there.tree == job.local.tree_hash and not job.local.released:
             self._plan = Plan(final=job.local.items)
             return
-        self._plan = job.plan(there.tree, self._present(self._base))
+        self._plan = job.plan(there.tree, self._present(self._base), self._own)
         size = self._plan.content_bytes
         self._asks = size > UNASKED_BYTES or job.relays.is_wanted(size, there.bytes_per_s)
         if self._plan.puts:
@@ -250,8 +252,8 @@ class Part:
         """Plan from what the droplet has said of its working copy, and of what is staged."""
         key = (self._described_tree, self._staged, self._kept, self._never_pushed)
         present = self._present(self._described_items)
-        self._plan = plan = await to_thread.run_sync(self._job.plan, key, present)
-        self._plan_key = key
+        self._plan = plan = await to_thread.run_sync(self._job.plan, key, present, self._own)
+        self._plan_key = key, self._own
         return plan
 
     def _share_cast(self, plan: Plan) -> Cast:

@@ -25,7 +25,7 @@ from chisel.node.frames import Frame, FrameError, Kind
 from chisel.ssh.refusal import remote_error
 from chisel.sync.codec import CODECS
 from chisel.sync.compare import Answers, has_something, pieces
-from chisel.sync.pulled import Notes
+from chisel.sync.pulled import Notes, name_of
 from chisel.sync.push import Connection
 from chisel.sync.throttle import Throttle
 from chisel.sync.wanted import Caps, Wanted
@@ -77,7 +77,7 @@ async def pull(
     """
     options = options or PullOptions()
     began_at, host = time.monotonic(), connection.host.name
-    known_as = f"{host}/{connection.host.droplet_id}"
+    known_as = name_of(connection.host)
     try:
         writer = await to_thread.run_sync(partial(_open, target, patterns, options, known_as))
         conversation = _Pull(writer, host, sink, options, total_bytes)

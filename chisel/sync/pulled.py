@@ -15,29 +15,38 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from chisel.model import Host
 from chisel.node.offer import RACY_NS
 
 MOST_ENTRIES = 200_000
 MOST_FILES = 256
-_VERSION = 2
+_VERSION = 3
 _SUFFIX = ".pulled"
 
 
 class Pulled(NamedTuple):
     """A file as `pull` wrote it: while it has this size and time here, it is the droplet's.
 
-    `digest` is the sha256 of its content, empty for files above 1 MiB.
+    `host` is the droplet it came from. One that `was_own` took the place of a file of the user's: to other droplets it
+    is one.
     """
 
     size: int
     mtime_ns: int
-    digest: str
+    host: str
+    was_own: bool
+
+
+def name_of(host: Host) -> str:
+    """Return what a droplet is known by here: another one of the same name is another droplet."""
+    return f"{host.name}/{host.droplet_id}"
 
 
 class Note(NamedTuple):
     """What is known of one pulled file: how it is here, and how it looked on the droplet (None: unsure).
 
-    `is_pulled` says that a pull has written it; one that had the droplet's content already is the user's own.
+    `is_pulled` says that a pull has written it; one that had the droplet's content already is the user's own. `was_own`
+    says that a pull has written it over a file of the user's.
     """
 
     size: int
@@ -48,6 +57,7 @@ class Note(NamedTuple):
     host: str
     remote: tuple[int, ...] | None
     is_pulled: bool = True
+    was_own: bool = False
 
     def is_untouched(self, status: os.stat_result) -> bool:
         """Say whether the file here is as it was written."""
@@ -72,7 +82,7 @@ def pulled_paths(index_dir: Path, root: Path) -> Mapping[str, Pulled]:
         for path, note in _read(file, target).items():
             place = os.path.join(target, path)
             if note.is_pulled and place.startswith(whole.rstrip("/") + "/"):
-                found[os.path.relpath(place, whole)] = Pulled(note.size, note.mtime_ns, note.digest)
+                found[os.path.relpath(place, whole)] = Pulled(note.size, note.mtime_ns, note.host, note.was_own)
     return found
 
 
@@ -143,9 +153,9 @@ def _read(file: Path, target: str) -> dict[str, Note]:
 
 
 def _note(row: list[Any]) -> Note:
-    _, size, mtime_ns, ctime_ns, inode, digest, host, remote, is_pulled = row
+    _, size, mtime_ns, ctime_ns, inode, digest, host, remote, is_pulled, was_own = row
     looked = None if remote is None else tuple(remote)
-    return Note(size, mtime_ns, ctime_ns, inode, str(digest), str(host), looked, bool(is_pulled))
+    return Note(size, mtime_ns, ctime_ns, inode, str(digest), str(host), looked, bool(is_pulled), bool(was_own))
 
 
 def _write(file: Path, target: str, notes: Mapping[str, Note]) -> None:

@@ -19,13 +19,14 @@ from anyio import to_thread
 
 from chisel.errors import UsageError
 from chisel.events import Notice
+from chisel.model import Host
 from chisel.node import tree
 from chisel.node.tree import DIRECTORY, FILE, LINK, Item
 from chisel.sync import blocks
 from chisel.sync.ignore import Surroundings
 from chisel.sync.index import Index, Look, index_file_for, is_settled, look_of
 from chisel.sync.listing import Entry, Listing, too_much
-from chisel.sync.pulled import Pulled, pulled_paths
+from chisel.sync.pulled import Pulled, name_of, pulled_paths
 
 __all__ = ["Index", "LocalTree", "index_file_for", "scan", "scan_tree"]
 
@@ -40,7 +41,8 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 class LocalTree:
     """A scanned tree: its items by path, what was left out and why, and one hash of it all (empty: not known yet).
 
-    Below the paths of `unread` this user may not look; `released` are files that `pull` wrote and nobody edited.
+    Below the paths of `unread` this user may not look; `released` are files that `pull` wrote and nobody edited: they
+    are kept from the droplet they came from, or from all (an empty name) where they took no place of the user's.
     `notes` are remarks on what is sent otherwise than it is here, `warning` says that it is more than anybody means to
     send, where that has not been said before.
     """
@@ -50,9 +52,14 @@ class LocalTree:
     skipped: tuple[str, ...]
     tree_hash: str
     unread: tuple[str, ...] = ()
-    released: tuple[str, ...] = ()
+    released: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warning: Notice | None = None
+
+    def kept_from(self, host: Host) -> frozenset[str]:
+        """Return the paths that a droplet is not sent: they are its own."""
+        name = name_of(host)
+        return frozenset(path for path, origin in self.released.items() if origin in ("", name))
 
 
 async def scan_tree(
@@ -95,7 +102,7 @@ def scan(
         tuple(look.skipped),
         index.tree_hash,
         unread=tuple(look.unread),
-        released=tuple(look.released),
+        released=look.released,
         notes=(*listing.notices, *links),
         warning=_new_warning(listing, index) if differs is None else None,
     )
@@ -133,7 +140,7 @@ class _Look:
         self.items: dict[str, Item] = {}
         self.skipped: list[str] = []
         self.unread: list[str] = []
-        self.released: list[str] = []
+        self.released: dict[str, str] = {}
         self.files: dict[str, tuple[Look, str]] = {}
         self.sums: dict[str, bytes] = {}
         self.looked_at: frozenset[str] = frozenset()
@@ -227,9 +234,10 @@ class _Look:
     def _file(self, place: str, path: str, status: os.stat_result) -> None:
         pulled = self._pulled.get(path)
         if pulled is not None and pulled[:2] == (status.st_size, status.st_mtime_ns):
-            self.released.append(path)
             self._restless.add(path)
-            return
+            self.released[path] = pulled.host if pulled.was_own else ""
+            if not pulled.was_own:
+                return
         if status.st_nlink > 1:
             self.links += 1
             self._restless.add(path)

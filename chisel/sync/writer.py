@@ -356,6 +356,7 @@ class Writer:
         except BaseException:
             incoming.drop()
             raise
+        was_own = self._is_own(entry.path)
         is_in = self._trying(entry.path, lambda: incoming.move_in(entry.mode & ~self._umask))
         if not is_in:
             incoming.drop(forget=True)
@@ -364,20 +365,42 @@ class Writer:
         self.bytes += incoming.position
         if trouble:
             self.say(entry.path, f"{trouble}: {incoming.position:,} bytes are here, pull it again")
-        self.note(entry, incoming.content_digest, None if trouble or after.is_racy else tuple(after.look))
+        looked = None if trouble or after.is_racy else tuple(after.look)
+        self.note(entry, incoming.content_digest, looked, was_own=was_own)
 
-    def note(self, entry: Entry, digest: str, remote: tuple[int, ...] | None, *, was_written: bool = True) -> None:
+    def _is_own(self, path: str) -> bool:
+        """Say whether what is here, before a pull writes it, is the user's: not as a pull had written it."""
+        status = self.directories.look(path) if self._notes is not None else None
+        if status is None or self._notes is None:
+            return False
+        before = self._notes.get(path)
+        if before is None or not before.is_pulled or before[:2] != (status.st_size, status.st_mtime_ns):
+            return True
+        return before.was_own
+
+    def note(
+        self,
+        entry: Entry,
+        digest: str,
+        remote: tuple[int, ...] | None,
+        *,
+        was_written: bool = True,
+        was_own: bool | None = None,
+    ) -> None:
         """Remember how a file is here now, and how it looked there.
 
-        One that was here already is the droplet's only if an earlier pull wrote it.
+        One that was here already is the droplet's only if an earlier pull wrote it; `was_own` None: as was known then.
         """
         status = self.directories.look(entry.path) if self._notes is not None else None
         if self._notes is None or status is None:
             return
         look, before = (status.st_size, status.st_mtime_ns), self._notes.get(entry.path)
         is_pulled = was_written or (before is not None and before.is_pulled and before[:2] == look)
+        if was_own is None:
+            was_own = before.was_own if before is not None else False
         self._notes.add(
-            entry.path, Note(*look, status.st_ctime_ns, status.st_ino, digest, self._host, remote, is_pulled)
+            entry.path,
+            Note(*look, status.st_ctime_ns, status.st_ino, digest, self._host, remote, is_pulled, was_own),
         )
 
     def known(self, path: str) -> Note | None:

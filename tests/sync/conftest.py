@@ -43,11 +43,11 @@ class Bench:
     async def push(self, opens: Any = None, **more: Any) -> SyncResult:
         """Sync as a chisel of its own does: whatever it knows, it knows from its files."""
         index, known = await to_thread.run_sync(Index.load, self.index), Known(self.index)
-        options = more.get("options") or Options()
+        options, host = more.get("options") or Options(), more.pop("host", self.connection.host)
         tree = more.pop("tree", None) or await scan_tree(self.local, index, is_thorough=options.checks)
         job = Job(tree, index, known, more.pop("remote", REMOTE), **{"owner": "me", "sink": NullSink(), **more})
         try:
-            return await push(opens or self.connection.node, self.connection.host, job)
+            return await push(opens or self.connection.node, host, job)
         finally:
             job.close()
 

@@ -209,7 +209,7 @@ def test_random_changes_leave_no_difference(tree: Path, tmp_path: Path, around: 
 def scanned(tree: Path, index: Index, around: Surroundings) -> tuple[object, ...]:
     found = scan(tree, index, surroundings=around)
     items = {path: item[:4] for path, item in found.items.items()}
-    return items, found.tree_hash, sorted(found.skipped), sorted(found.released), found.notes, sorted(found.unread)
+    return items, found.tree_hash, sorted(found.skipped), found.released, found.notes, sorted(found.unread)
 
 
 def pulled(tree: Path, index: Path) -> None:

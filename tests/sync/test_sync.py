@@ -8,6 +8,7 @@ import random
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +19,7 @@ from anyio import to_thread
 
 from chisel.errors import HostUnreachable, RemoteError
 from chisel.events import Event, Notice
+from chisel.model import DropletId
 from chisel.node import locks
 from chisel.node.frames import Kind
 from chisel.ssh.connector import open_connector
@@ -331,6 +333,50 @@ async def test_what_was_pulled_belongs_to_the_droplet_until_it_is_edited(bench: 
     (bench.local / "a.c").unlink()
     await bench.push()
     assert not (bench.remote / "a.c").exists(), "a pull found it here: it stays ours"
+
+
+async def test_what_was_pulled_over_ones_own_file_goes_to_other_droplets(bench: Bench) -> None:
+    write(bench.local / "a.c", "as written here")
+    await bench.push()
+    write(bench.remote / "a.c", "as formatted there")
+    write(bench.remote / "out", "a result")
+    await bench.pull("a.c", "out", to=bench.local, options=PullOptions(notes=bench.index.parent))
+    write(bench.remote / "a.c", "as formatted there once more")
+    result = await bench.push()
+    assert (bench.remote / "a.c").read_text() == "as formatted there once more", "it is that droplet's"
+    assert result.repaired == ()
+    # Another droplet, which the same tree goes to: here the same one under another id, in another place.
+    other = replace(bench.connection.host, droplet_id=DropletId(2))
+    await bench.push(host=other, remote=PurePosixPath("~/other"))
+    assert snapshot(bench.home / "other") == {"a.c": (0o644, b"as formatted there")}
+    write(bench.local / "b.c", "b")
+    await bench.push()
+    await bench.push(host=other, remote=PurePosixPath("~/other"))
+    assert (bench.remote / "a.c").read_text() == "as formatted there once more"
+    assert (bench.home / "other" / "b.c").read_text() == "b"
+    write(bench.home / "other" / "a.c", "changed on the other")
+    result = await bench.push(host=other, remote=PurePosixPath("~/other"))
+    assert result.repaired == ("a.c",)
+    assert (bench.home / "other" / "a.c").read_text() == "as formatted there"
+
+
+async def test_droplets_of_one_sync_each_get_what_is_not_their_own(bench: Bench) -> None:
+    write(bench.local / "a.c", "as written here")
+    await bench.push()
+    write(bench.remote / "a.c", "as formatted there")
+    await bench.pull("a.c", to=bench.local, options=PullOptions(notes=bench.index.parent))
+    write(bench.remote / "a.c", "newer")
+    index, known = await to_thread.run_sync(Index.load, bench.index), Known(bench.index)
+    tree = await scan_tree(bench.local, index)
+    host = bench.connection.host
+    job = Job(tree, index, known, REMOTE, owner="me", sink=Sink())
+    assert tree.kept_from(host) == {"a.c"}
+    assert tree.kept_from(replace(host, droplet_id=DropletId(2))) == frozenset()
+    first = await job.part(host)
+    second = await job.part(replace(host, droplet_id=DropletId(2)))
+    assert first.request().get("stream") is not None, "it is told to keep its file as its own"
+    assert second.request()["tree"] == tree.tree_hash
+    job.close()
 
 
 async def test_read_only_directories_and_files_follow(bench: Bench) -> None:
