@@ -107,7 +107,8 @@ class Pool:
     ) -> list[SyncResult]:
         """Make the working copies equal to the local tree, sending only what changed.
 
-        Scans, hashes and compresses once for all droplets. `to` is a directory on the droplets (default: one of the
+        Scans, hashes and compresses once for all droplets, which pass on to each other what all of them need where that
+        clearly pays (`options.relay`). `to` is a directory on the droplets (default: one of the
         tree's own, below `~/chisel`), `bytes_per_s` bounds what all of them are sent together. After the project's own
         root its `setup` script (chisel.toml) runs where its text has not run yet. Raises UsageError when `path` is no
         directory or cannot be read. A droplet's failure is the `error` of its result.
@@ -364,9 +365,9 @@ class Pool:
         """Put data sets and weights on every droplet, outside the working copy: below `to` there.
 
         `to` defaults to `/scratch` where the droplet has one, else to `~/data`. Directories go with all they hold.
-        Each file is read and hashed once for all droplets, goes on where an earlier push was cut, and is left out
-        where it is already; it appears whole. Nothing is deleted. Raises UsageError for what is not here. A droplet's
-        failure is the `error` of its result.
+        Each file is read and hashed once for all droplets, is passed on by them (`relay`) as in `sync`,
+        goes on where an earlier push was cut, is left out where it is already, and appears whole. Nothing is deleted.
+        Raises UsageError for what is not here. A droplet's failure is the `error` of its result.
         """
         from chisel.client.transfers import push_all
 

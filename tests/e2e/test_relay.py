@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import User, running_sandbox
+from tests.support import User, running_sandbox, until
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -60,3 +61,40 @@ def test_a_closed_private_network_is_said_once(tmp_path: Path, make_user: Callab
         assert all(one["sent_bytes"] > 2_000_000 for one in results)
         assert len([event for event in ended.of("notice") if "by its neighbours" in event["message"]]) == 1
         assert len(hashes(user)) == 1
+
+
+def processes_at_home_in(place: Path) -> list[str]:
+    """Return the droplets' processes: those whose home lies in a sandbox."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and f"HOME={place}/".encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in found if " receive " in line or " store " in line]
+
+
+@pytest.mark.parametrize("words", [["sync"], ["push", "data", "--to", "~/data"]], ids=["sync", "push"])
+def test_a_killed_client_leaves_nothing_on_any_droplet(
+    tmp_path: Path, make_user: Callable[[dict[str, str]], User], words: list[str]
+) -> None:
+    place = tmp_path / "sandbox"
+    with running_sandbox(place) as cloud:
+        user = make_user(cloud)
+        user.does("up", "--pool", "wide", "-n", "3")
+        fill(user.cwd)
+        before = len(processes_at_home_in(place))
+        with user.start(*words, "--pool", "wide", "--all", "--relay", "on", "--bwlimit", "500k") as process:
+            until(lambda: len(processes_at_home_in(place)) >= before + 3, what="all three to be at it")
+            until(lambda: len(list(place.rglob(".chisel-*"))) > 2, what="something to have come everywhere")
+            process.kill()
+            process.communicate()
+        until(lambda: len(processes_at_home_in(place)) <= before, what="no process left")
+        ended = user.does(*words, "--pool", "wide", "--all", "--relay", "on", "--json")
+        kind = f"{words[0]}_ended"
+        assert [event["result"]["error"] for event in ended.of(kind)] == [None] * 3
+        if words[0] == "sync":
+            assert len(hashes(user)) == 1
+        else:
+            here = {path.name: path.read_bytes() for path in (user.cwd / "data").iterdir()}
+            there = [path.parent for path in place.rglob("data/data/f0")]
+            assert [{path.name: path.read_bytes() for path in one.iterdir()} for one in there] == [here] * 3
