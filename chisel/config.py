@@ -29,6 +29,7 @@ DEFAULT_SIZES = ("gpu-mi300x1-192gb",)
 DEFAULT_IMAGE = "gpu-amd-base"
 DEFAULT_WARN_AFTER = timedelta(hours=4)
 DEFAULT_AGENT_IDLE = timedelta(minutes=30)
+DEFAULT_AGENT_LOOK = timedelta(minutes=1)
 TOKEN_VARIABLE = "CHISEL_DO_TOKEN"
 SELF_DESTRUCT_VARIABLE = "CHISEL_SELF_DESTRUCT_TOKEN"
 API_URL_VARIABLE = "CHISEL_DO_API_URL"
@@ -47,7 +48,8 @@ class Config:
 
     `token_source` says where the token came from; both are None when there is none for `api_url`. What droplets get to
     destroy themselves is `self_destruct_token`, which can only delete. Of droplets that have been up for `warn_after`
-    every command warns (zero: none does). The background agent ends itself after `agent_idle` without a command.
+    every command warns (zero: none does). The background agent ends itself after `agent_idle` without a command;
+    every `agent_look` it looks whether a droplet's time is over.
     """
 
     token: Secret | None
@@ -60,6 +62,7 @@ class Config:
     self_destruct_token: Secret | None = None
     warn_after: timedelta = DEFAULT_WARN_AFTER
     agent_idle: timedelta = DEFAULT_AGENT_IDLE
+    agent_look: timedelta = DEFAULT_AGENT_LOOK
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,8 @@ def load_config(paths: Paths, environ: Mapping[str, str], *, api_url: str | None
         image=_text(values, "image", source.file) or DEFAULT_IMAGE,
         self_destruct_token=second,
         warn_after=_hours(values, "warn_after_hours", source.file),
-        agent_idle=_minutes(values, "agent_idle_minutes", source.file),
+        agent_idle=_minutes(values, "agent_idle_minutes", source.file) or DEFAULT_AGENT_IDLE,
+        agent_look=_minutes(values, "agent_look_minutes", source.file) or DEFAULT_AGENT_LOOK,
     )
 
 
@@ -335,10 +339,10 @@ def _hours(values: Mapping[str, Any], key: str, file: Path) -> timedelta:
     return timedelta(hours=value)
 
 
-def _minutes(values: Mapping[str, Any], key: str, file: Path) -> timedelta:
+def _minutes(values: Mapping[str, Any], key: str, file: Path) -> timedelta | None:
     value = values.get(key)
     if value is None:
-        return DEFAULT_AGENT_IDLE
+        return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
         raise ConfigError(f"`{key}` in `{file}` must be a number of minutes")
     return timedelta(minutes=value)

@@ -18,8 +18,8 @@ from chisel.errors import UsageError
 from chisel.model import Droplet, DropletId, SweepItem
 
 TAG = "chisel"
-_OWNER, _POOL, _PROJECT, _ATTEMPT, _UNTIL, _IDLE = (
-    f"{TAG}-{part}-" for part in ("owner", "pool", "project", "attempt", "until", "idle")
+_OWNER, _POOL, _PROJECT, _ATTEMPT, _UNTIL, _IDLE, _KEPT = (
+    f"{TAG}-{part}-" for part in ("owner", "pool", "project", "attempt", "until", "idle", "kept")
 )
 _ARMED = f"{TAG}-self-destruct"
 _ATTEMPT_TAG = re.compile(rf"{_ATTEMPT}(?P<attempt>[0-9a-f]+)(?:-(?P<key>[0-9a-f]{{64}}))?")
@@ -37,7 +37,8 @@ class Label:
     """What a droplet's tags say about it; empty texts where a tag is missing, `until` None when it has no limit.
 
     `host_keys` are the public host keys it may show after its first boot, in OpenSSH's form. `idle_s` is the idleness
-    after which it is destroyed, 0 for never; one that `is_armed` does that itself.
+    after which it is destroyed, 0 for never; one that `is_armed` does that itself. Until `kept_until` idleness does not
+    count.
     """
 
     is_ours: bool
@@ -46,6 +47,7 @@ class Label:
     project: str = ""
     attempt: str = ""
     until: datetime | None = None
+    kept_until: datetime | None = None
     idle_s: int = 0
     is_armed: bool = False
     host_keys: tuple[str, ...] = ()
@@ -103,6 +105,16 @@ def until_tag(until: datetime) -> str:
     return f"{_UNTIL}{int(until.timestamp())}"
 
 
+def kept_tag(until: datetime) -> str:
+    """Return the tag that says until when idleness does not count."""
+    return f"{_KEPT}{int(until.timestamp())}"
+
+
+def kept_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return those tags that let a droplet be idle."""
+    return tuple(sorted(tag for tag in tags if tag.startswith(_KEPT)))
+
+
 def limit_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Return those tags that limit a droplet's time."""
     return tuple(sorted(tag for tag in tags if tag.startswith(_UNTIL)))
@@ -129,8 +141,6 @@ def owner_tag(owner: str) -> str:
 def read_label(tags: Iterable[str]) -> Label:
     """Read the tags back; of several limits the latest holds, and two owners' or attempts' tags prove nothing."""
     found = set(tags)
-    untils = [tag[len(_UNTIL) :] for tag in found if tag.startswith(_UNTIL)]
-    instants = sorted(int(text) for text in untils if text.isascii() and text.isdigit() and len(text) < _DIGITS)
     idle = _after(found, _IDLE)
     attempts = [match for tag in sorted(found) if (match := _ATTEMPT_TAG.fullmatch(tag))]
     return Label(
@@ -139,11 +149,19 @@ def read_label(tags: Iterable[str]) -> Label:
         pool=_after(found, _POOL),
         project=_after(found, _PROJECT),
         attempt=attempts[0]["attempt"] if len({match["attempt"] for match in attempts}) == 1 else "",
-        until=datetime.fromtimestamp(instants[-1], UTC) if instants else None,
+        until=_latest(found, _UNTIL),
+        kept_until=_latest(found, _KEPT),
         idle_s=int(idle) if idle.isascii() and idle.isdigit() and len(idle) < _DIGITS else 0,
         is_armed=_ARMED in found,
         host_keys=tuple(_key_from_hex(match["key"]) for match in attempts if match["key"]),
     )
+
+
+def _latest(tags: Iterable[str], start: str) -> datetime | None:
+    """Return the latest instant of those that tags name behind `start`."""
+    texts = [tag[len(start) :] for tag in tags if tag.startswith(start)]
+    instants = [int(text) for text in texts if text.isascii() and text.isdigit() and len(text) < _DIGITS]
+    return datetime.fromtimestamp(max(instants), UTC) if instants else None
 
 
 def _after(tags: Iterable[str], start: str) -> str:

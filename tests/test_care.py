@@ -28,6 +28,7 @@ class Someone:
     first: dict[str, Any] | None
     then: dict[str, Any] | None
     cache: Path
+    kept: frozenset[str] = frozenset()
     destroyed: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
@@ -43,6 +44,9 @@ class Someone:
 
     async def lifecycle(self) -> Someone:
         return self
+
+    async def not_kept(self, records: list[DropletRecord]) -> list[DropletRecord]:
+        return [record for record in records if record.name not in self.kept]
 
     async def down(self, records: list[DropletRecord]) -> None:
         self.destroyed += [record.name for record in records]
@@ -97,3 +101,10 @@ async def test_past_its_time_what_runs_there_keeps_it_unless_told_otherwise(tmp_
 async def test_a_cache_that_cannot_be_written_keeps_nobody_from_looking(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the directory should be")
     assert (await cared_for(tmp_path, a_record(), IDLE)).destroyed == ["dev-1"]
+
+
+async def test_what_was_given_more_time_from_elsewhere_is_left(tmp_path: Path) -> None:
+    someone = Someone(a_record(), IDLE, IDLE, tmp_path / "cache", kept=frozenset({"dev-1"}))
+    await end_what_is_over(someone)  # type: ignore[arg-type]
+    assert someone.destroyed == []
+    assert someone.said == ["it was idle for longer than its limit: it was given more time from elsewhere, and stays"]

@@ -19,7 +19,7 @@ from chisel.agent.reaper import Reaper
 from chisel.agent.server import Caller, Server, bind
 from chisel.agent.start import LOG_NAME
 from chisel.agent.warm import Warm, open_warm
-from chisel.config import load_config
+from chisel.config import Config, load_config
 from chisel.paths import Paths, resolve_paths
 
 CommandLine = Callable[[Caller, Warm], Awaitable[int | None]]
@@ -102,6 +102,7 @@ class _Agent:
             "idle_s": 0.0 if self._server.under_way else anyio.current_time() - self._server.last_at,
             "connected": sorted(name for name in warm.hosts if name not in warm.lost) if warm else [],
             "lost": sorted(warm.lost) if warm else [],
+            "looks": self._reaper.looks if self._reaper else 0,
         }
         return json.dumps(facts).encode()
 
@@ -119,16 +120,16 @@ class _Agent:
         return status
 
     async def _keep_warm(self) -> None:
+        look_s = (await self._config()).agent_look.total_seconds()
         async with open_warm(self._paths, self._log) as warm:
-            self._warm, self._reaper = warm, Reaper(warm, decoded(self._environ), self._log)
+            self._warm, self._reaper = warm, Reaper(warm, decoded(self._environ), look_s, self._log)
             self._is_warm.set()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._reaper.look_after)
                 await warm.keep()
 
     async def _end_when_idle(self, server: Server, mine: os.stat_result) -> None:
-        config = await anyio.to_thread.run_sync(load_config, self._paths, decoded(self._environ))
-        idle_s = config.agent_idle.total_seconds()
+        idle_s = (await self._config()).agent_idle.total_seconds()
         while server.under_way or self._has_charge or anyio.current_time() - server.last_at < idle_s:
             await anyio.sleep(min(_LOOK_S * 10, idle_s / 10))
             if not self._has_place(mine):
@@ -141,6 +142,9 @@ class _Agent:
         await server.finishing.wait()
         self._log(f"finishes; {server.under_way} commands are under way")
         self._leave_place(mine)
+
+    async def _config(self) -> Config:
+        return await anyio.to_thread.run_sync(load_config, self._paths, decoded(self._environ))
 
     @property
     def _has_charge(self) -> bool:

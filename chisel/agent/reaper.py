@@ -20,7 +20,6 @@ from chisel.client.care import needs_care, what_is_over
 from chisel.errors import ChiselError
 from chisel.events import Notice
 
-LOOK_EVERY_S = 60.0
 MISSED_AFTER_S = 20.0
 _LONGEST_PAUSE_S = 900.0
 _LOOK_DEADLINE_S = 300.0
@@ -29,20 +28,22 @@ _PROGRAM = "import sys; from chisel.entry import main; main(['agent', 'look', '-
 
 
 class Reaper:
-    """Look once a minute; `notices` is what the user has not read yet."""
+    """Look every `look_every_s`, by default a minute; `notices` is what the user has not read yet."""
 
-    def __init__(self, warm: Warm, environ: dict[str, str], say: Callable[[str], None]) -> None:
+    def __init__(self, warm: Warm, environ: dict[str, str], look_every_s: float, say: Callable[[str], None]) -> None:
         self._warm = warm
         self._environ = environ
+        self._look_every_s = look_every_s
         self._say = say
         self._asked_about: dict[str, tuple[float, float]] = {}
         self.notices: list[Notice] = []
         self.has_charge = False
+        self.looks = 0
 
     async def look_after(self) -> None:
         """Look for ever."""
         while True:
-            await anyio.sleep(LOOK_EVERY_S)
+            await anyio.sleep(self._look_every_s)
             await self.look()
 
     async def look(self) -> None:
@@ -62,6 +63,7 @@ class Reaper:
                 await self._have_it_done()
         except (ChiselError, OSError, TimeoutError) as error:
             self._say(f"looking failed: {error}")
+        self.looks += 1
 
     def take_notices(self) -> list[Notice]:
         """Return what the user is to read; it is read then."""
@@ -72,7 +74,7 @@ class Reaper:
         """Name droplets that have not answered for some time; one that goes on so is asked about less often."""
         now, found = now_s(), []
         for name, since in self._warm.lost.items():
-            next_at, pause_s = self._asked_about.get(name, (0.0, LOOK_EVERY_S))
+            next_at, pause_s = self._asked_about.get(name, (0.0, self._look_every_s))
             if now - since >= MISSED_AFTER_S and now >= next_at:
                 self._asked_about[name] = now + pause_s, min(2 * pause_s, _LONGEST_PAUSE_S)
                 found.append(name)

@@ -33,13 +33,15 @@ CALL, SIGNAL, INPUT, SEEN, BROKEN, FINISH, STATUS = b"C", b"S", b"I", b"N", b"B"
 READY, FINISHING = b"ready", b"finishing"
 SERVED = frozenset({"run", "sync", "pull", "push", "logs", "attach", "kill"})
 HELLO_DEADLINE_S = 0.5
+_LOOK_US, _STOPPED_LOOKS = 500_000, 3
 LONGEST_CALL = 16 << 20
 PIECE_BYTES = 1 << 16
 _SEEN_EVERY_BYTES = 1 << 16
 HEAD_BYTES = 5
 _LONGEST_PATH = 96
 _AF_UNIX, _SOCK_STREAM = 1, 1
-_INT, _TERM, _HUP = 2, 15, 1
+_SOL_SOCKET, _SO_PEERCRED, _SO_RCVTIMEO = 1, 17, 20
+_INT, _TERM, _HUP, _KILL = 2, 15, 1, 9
 _OFF = {b"off", b"0", b"no", b"false"}
 
 
@@ -117,7 +119,7 @@ def is_ours(directory: bytes) -> bool:
 def peer_uid(connection: _socket.socket) -> int:
     """Return the user at the other end: SO_PEERCRED on Linux (unix(7)), LOCAL_PEERCRED elsewhere (unix(4))."""
     if sys.platform == "linux":
-        return int.from_bytes(connection.getsockopt(1, 17, 12)[4:8], sys.byteorder)
+        return int.from_bytes(connection.getsockopt(_SOL_SOCKET, _SO_PEERCRED, 12)[4:8], sys.byteorder)
     return int.from_bytes(connection.getsockopt(0, 1, 76)[4:8], sys.byteorder)
 
 
@@ -236,7 +238,7 @@ def greeting(environ: dict[bytes, bytes], state: bytes) -> list[bytes]:
     return [PROTOCOL, chisel.__version__.encode(), package, sys.version.encode(), whose(environ), state]
 
 
-def receive(connection: _socket.socket) -> tuple[bytes, bytes] | None:
+def receive(connection: _socket.socket | _Lookout) -> tuple[bytes, bytes] | None:
     """Return a whole frame, None at the end of the connection."""
     head = _exactly(connection, HEAD_BYTES)
     if head is None:
@@ -245,7 +247,7 @@ def receive(connection: _socket.socket) -> tuple[bytes, bytes] | None:
     return None if payload is None else (head[:1], payload)
 
 
-def _exactly(connection: _socket.socket, size: int) -> bytes | None:
+def _exactly(connection: _socket.socket | _Lookout, size: int) -> bytes | None:
     data = connection.recv(size) if size else b""
     while len(data) < size:
         more = connection.recv(size - len(data))
@@ -255,11 +257,57 @@ def _exactly(connection: _socket.socket, size: int) -> bytes | None:
     return data
 
 
+class _Lookout:
+    """Receive from an agent, looking now and then whether it was stopped (SIGSTOP): one that stays so is killed.
+
+    It cannot be left alone: once it went on it would act for a caller that has gone on by itself. Killed, it is one of
+    those that the command survives. Only Linux says which process that is, and how it is.
+    """
+
+    def __init__(self, connection: _socket.socket) -> None:
+        self._connection = connection
+        self._looks = 0
+        self.may_look = sys.platform == "linux" and sys.maxsize > 1 << 32
+        if self.may_look:  # socket(7): a struct timeval; recv(2) then gives up with EAGAIN
+            after = (0).to_bytes(8, sys.byteorder) + _LOOK_US.to_bytes(8, sys.byteorder)
+            connection.setsockopt(_SOL_SOCKET, _SO_RCVTIMEO, after)
+
+    def recv(self, size: int) -> bytes:
+        """Return at most so many bytes, none when the agent is gone; raises OSError."""
+        while True:
+            try:
+                data = self._connection.recv(size)
+            except BlockingIOError:
+                self.look()
+            else:
+                self._looks = 0
+                return data
+
+    def look(self) -> None:
+        """Look once; several looks on end must find it stopped, for a whole machine may just have woken up."""
+        pid = int.from_bytes(self._connection.getsockopt(_SOL_SOCKET, _SO_PEERCRED, 12)[:4], sys.byteorder)
+        self._looks = self._looks + 1 if _is_stopped(pid) else 0
+        if self._looks >= _STOPPED_LOOKS:
+            posix.kill(pid, _KILL)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        descriptor = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return posix.read(descriptor, 4096).rpartition(b")")[2].split()[:1] == [b"T"]
+    finally:
+        posix.close(descriptor)
+
+
 class _Call:
     """One command that the agent runs for this process."""
 
     def __init__(self, connection: _socket.socket, words: list[str], environ: dict[bytes, bytes]) -> None:
         self._connection = connection
+        self._lookout = _Lookout(connection)
         self._remains = Remains(f"{int(time.time()):x}-{posix.urandom(4).hex()}")
         self._parts = 0
         self._unseen_bytes = 0
@@ -371,7 +419,11 @@ class _Call:
             import select
 
             number = self._connection.fileno()
-            if number in select.select([number, 0], [], [])[0]:
+            ready = select.select([number, 0], [], [], _LOOK_US / 1e6 if self._lookout.may_look else None)[0]
+            if not ready:
+                self._lookout.look()
+                continue
+            if number in ready:
                 break
             self._wants_input = False
             try:
@@ -381,7 +433,7 @@ class _Call:
             self._remains.held += data
             self._remains.has_input_ended = not data
             self._send(frame(INPUT, data))
-        return receive(self._connection)
+        return receive(self._lookout)
 
     def _given(self, offset: int) -> None:
         remains = self._remains

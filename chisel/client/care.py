@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chisel.client.client import Client
+    from chisel.lifecycle import Lifecycle
 
 EVERY_S = 60.0
 WARN_BEFORE = timedelta(minutes=15)
@@ -71,10 +72,22 @@ async def end_what_is_over(client: Client, *, asks_turn: bool = True) -> None:
         over = await what_is_over(client)
         if over:
             try:
-                await (await client.lifecycle()).down(over)
+                lifecycle = await client.lifecycle()
+                await lifecycle.down(await _not_kept(client, lifecycle, over))
             except* ChiselError as errors:
                 said = f"past its limit, and not destroyed: {next(leaves(errors))}"
                 client.sink.emit(Notice(level="warning", message=said))
+
+
+async def _not_kept(client: Client, lifecycle: Lifecycle, over: list[DropletRecord]) -> list[DropletRecord]:
+    """Return those that nobody has given more time from another machine; say of the others that they stay."""
+    rest = await lifecycle.not_kept(over)
+    for record in over:
+        how = "it is destroyed" if record in rest else "it was given more time from elsewhere, and stays"
+        is_past = record.until is not None and record.until <= datetime.now(UTC)
+        reason = "its time is over" if is_past else "it was idle for longer than its limit"
+        client.sink.emit(Notice(host=record.name, level="warning", message=f"{reason}: {how}"))
+    return rest
 
 
 async def what_is_over(client: Client) -> list[DropletRecord]:
@@ -143,11 +156,7 @@ async def _is_over(client: Client, record: DropletRecord) -> bool:
     if is_past and busy and not record.ends_busy:
         _stays(client, record, busy[0])
         return False
-    if not is_past and not _is_idle(record, answer):
-        return False
-    reason = "its time is over" if is_past else f"idle for {float(answer['idle_s']) / 60:.0f} min"
-    client.sink.emit(Notice(host=record.name, level="warning", message=f"{reason}: it is destroyed"))
-    return True
+    return is_past or _is_idle(record, answer)
 
 
 def _is_idle(record: DropletRecord, answer: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ is asked for that tag until the doubt is settled: the droplet is adopted, or it 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -165,16 +165,43 @@ class Lifecycle:
             if record.is_armed:
                 await _tell(desk, record, by)
             if known is not None:
-                await desk.cloud.tag_droplet(guard.until_tag(end), record.id)
-                for tag in guard.limit_tags(droplet.tags):
-                    if tag != guard.until_tag(end):
-                        await desk.cloud.untag_droplet(tag, record.id)
+                await self._retag(record, guard.until_tag(end), guard.limit_tags(droplet.tags))
+            if record.idle_s and not record.is_armed:  # it cannot say so itself to whoever would end it
+                await self._retag(record, guard.kept_tag(end), guard.kept_tags(droplet.tags))
             await desk.revise(record, until=end if known is not None else None, kept_until=end)
 
         async with anyio.create_task_group() as tasks:
             for record in records:
                 tasks.start_soon(one, record)
         return ends
+
+    async def _retag(self, record: DropletRecord, tag: str, before: Iterable[str]) -> None:
+        """Put a tag in the place of others: at no moment there is none."""
+        await self._desk.cloud.tag_droplet(tag, record.id)
+        for old in before:
+            if old != tag:
+                await self._desk.cloud.untag_droplet(old, record.id)
+
+    async def not_kept(self, records: Sequence[DropletRecord]) -> list[DropletRecord]:
+        """Return those of the records whose tags do not give them more time than the state knows of.
+
+        Somebody on another machine may have (`extend`): the state learns it then. Asks once; raises CloudError.
+        """
+        desk, now = self._desk, datetime.now(UTC)
+        labels = {one.id: guard.read_label(one.tags) for one in await desk.cloud.list_droplets(tag=guard.TAG)}
+        rest = []
+        for record in records:
+            label = labels.get(record.id)
+            times = (label.until, label.kept_until) if label is not None else (None, None)
+            until, kept_until = (_later(*pair) for pair in zip((record.until, record.kept_until), times, strict=True))
+            if (until, kept_until) != (record.until, record.kept_until):
+                await desk.revise(record, until=until, kept_until=kept_until)
+            is_past = until is not None and until <= now
+            is_past_before = record.until is not None and record.until <= now
+            is_kept = kept_until is not None and kept_until > now
+            if is_past == is_past_before and (is_past or not is_kept):
+                rest.append(record)
+        return rest
 
     async def recover(self, owner: str | None = None) -> list[DropletRecord]:
         """Write droplets of ours that the state lacks into it, from their tags; returns them.
@@ -210,6 +237,11 @@ class Lifecycle:
             owner = guard.read_label(droplet.tags).owner
             counted[owner] = counted.get(owner, 0) + 1
         return counted
+
+
+def _later(one: datetime | None, other: datetime | None) -> datetime | None:
+    """Return the later of what is given of two instants."""
+    return max((instant for instant in (one, other) if instant is not None), default=None)
 
 
 async def _tell(desk: Desk, record: DropletRecord, by: timedelta) -> None:

@@ -175,6 +175,7 @@ def record_from_tags(droplet: Droplet) -> DropletRecord:
         next_host_key=keys[1] if len(keys) > 1 else None,
         is_rotated=bool(label.host_keys),
         until=label.until,
+        kept_until=label.kept_until,
         idle_s=label.idle_s,
         is_armed=label.is_armed,
     )
