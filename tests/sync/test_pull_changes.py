@@ -257,7 +257,7 @@ async def test_what_a_sync_must_not_send_back_is_remembered(
     for path, one in found.items():
         status = (root / path).stat()
         assert (one.size, one.mtime_ns) == (status.st_size, status.st_mtime_ns)
-            assert (one.host, one.was_own) == (name_of(bench.connection.host), False)
+        assert (one.host, one.was_own) == (name_of(bench.connection.host), False)
     assert set(pulled_paths(notes, root / "results" / "out")) == {path.removeprefix("results/out/") for path in found}
     assert pulled_paths(notes, tmp_path / "other") == {}
     (write(notes / "broken.pulled", "{")).touch()
