@@ -187,3 +187,11 @@ def test_what_changed_since_the_sweep_is_not_destroyed() -> None:
     assert guard.refusal_to_sweep(droplet(), item) is None
     for changed in (droplet(owner="other"), droplet(attempt="a2"), droplet(name="x"), droplet(id=8)):
         assert guard.refusal_to_sweep(changed, item)
+
+
+def test_of_several_keeps_the_latest_holds_and_it_is_no_limit() -> None:
+    early, late = datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 5, 2, tzinfo=UTC)
+    tags = (guard.TAG, guard.kept_tag(late), guard.kept_tag(early), "chisel-kept-soon")
+    label = guard.read_label(tags)
+    assert (label.kept_until, label.until) == (late, None)
+    assert guard.limit_tags(tags) == ()

@@ -28,6 +28,9 @@ def sleeper(someone: WarmUser, tmp_path: Path) -> Iterator[WarmUser]:
     user = another(someone, tmp_path)
     user.warm_up()
     yield user
+    until(
+        lambda: user.facts() is not None, what="the agent, or the one that a command has started since", deadline_s=20
+    )
     facts = user.facts()
     with suppress(ProcessLookupError):
         if facts is not None:

@@ -158,7 +158,10 @@ def test_a_stopped_agent_is_not_waited_for(fresh: WarmUser) -> None:
 def test_an_agent_of_another_version_makes_room_and_finishes_its_commands(fresh: WarmUser) -> None:
     fresh.warm_up()
     before = fresh.pid
-    with fresh.start("run", "--on", "1", "echo up; sleep 6; echo end; exit 4") as running:
+    gate = fresh.home / "gate"
+    with fresh.start(
+        "run", "--on", "1", f"echo up; until [ -e {gate} ]; do sleep 0.1; done; echo end; exit 4"
+    ) as running:
         assert running.stdout
         assert running.stdout.readline() == b"up\n"
         wanted = wire.greeting(encoded(fresh.environ()), wire.READY)
@@ -168,6 +171,7 @@ def test_an_agent_of_another_version_makes_room_and_finishes_its_commands(fresh:
         fresh.warm_up()
         assert fresh.pid != before
         assert running.poll() is None
+        gate.touch()
         out, _ = running.communicate(timeout=60)
     assert (out, running.returncode) == (b"end\n", 4)
     until(
@@ -237,3 +241,16 @@ def test_a_droplet_that_vanished_is_noticed_and_named(cloud: Sandbox, tmp_path: 
     looked = user.does("agent", "look", "--json", CHISEL_AGENT="off")
     assert [event["host"] for event in looked.of("notice") if "vanished" in event["message"]] == ["gone-1"]
     assert user.chisel("run", "--pool", "gone", "true", CHISEL_AGENT="off").status == 3
+
+
+def test_each_caller_acts_with_its_own_token(fresh: WarmUser, cloud: Sandbox) -> None:
+    """The agent was started by somebody whose token opens nothing: that is neither kept nor used for the others."""
+    worthless = "dop_v1_" + "0" * 64
+    fresh.does(*QUICK, CHISEL_DO_TOKEN=worthless)
+    until(fresh.is_warm, what="the agent", deadline_s=30)
+    assert fresh.does(*QUICK).out == b"here\n"
+    assert fresh.does("status", "--json").of("status")
+    assert fresh.chisel("status", CHISEL_DO_TOKEN=worthless).status != 0
+    written = b"".join(file.read_bytes() for file in (fresh.home / ".cache").rglob("*") if file.is_file())
+    for token in (worthless, cloud.token):
+        assert token.encode() not in written

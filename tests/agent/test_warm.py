@@ -253,3 +253,13 @@ def test_off_and_no_agent_do_without(user: WarmUser) -> None:
     assert user.does("run", "--on", "1", "echo a", CHISEL_AGENT="off").out == b"a\n"
     assert user.does("run", "--on", "1", "--no-agent", "echo a").out == b"a\n"
     assert user.served == before
+
+
+def test_two_hundred_commands_at_once_are_all_right(user: WarmUser) -> None:
+    """The droplet's ten sessions at a time are enough for all of them."""
+    before = user.served
+    began = [user.start("run", "--on", "1", f"echo {number}; exit {number % 100}") for number in range(200)]
+    for number, process in enumerate(began):
+        out, err = process.communicate(timeout=150)
+        assert (out, err, process.returncode) == (b"%d\n" % number, b"", number % 100)
+    assert user.served == before + 200
