@@ -41,6 +41,7 @@ class User:
     home: Path
     cwd: Path
     cloud: Mapping[str, str] = field(default_factory=dict)
+    agent: str = "off"
 
     def environ(self, **changed: str) -> dict[str, str]:
         kept = {
@@ -53,7 +54,7 @@ class User:
             "XDG_CONFIG_HOME": str(self.home / ".config"),
             "XDG_CACHE_HOME": str(self.home / ".cache"),
             "TERM": "xterm",
-            "CHISEL_AGENT": "off",
+            "CHISEL_AGENT": self.agent,
         }
         return {**kept, **mine, **self.cloud, **changed}
 

@@ -27,12 +27,17 @@ from chisel.cli.target import LOST, bring_up_option, env_option, target_of
 
 if TYPE_CHECKING:
     from chisel.client import Client, Pool
+    from chisel.client.syncing import SyncOptions
     from chisel.model import RunId, RunResult
     from chisel.runner import Control
 
 _FLAG: dict[str, Any] = {"is_flag": True}
 _RUN_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("-s", "--sync", "sync_first", **_FLAG, help="Sync first, in the same message."),
+    click.option("--keep-remote", "keeps", **_FLAG, help="With -s: leave alone what was changed on the droplet."),
+    click.option("--checksum", "checks", **_FLAG, help="With -s: read every file on both sides, trusting no time."),
+    click.option("--now", "is_now", **_FLAG, help="With -s: do not wait for commands in the working copy."),
+    click.option("--take-over", "takes_over", **_FLAG, help="With -s: take another owner's working copy."),
     click.option("--pull", "pulls", multiple=True, metavar="PATH", help="Bring PATH back afterwards (again: more)."),
     click.option(
         "--env-file", "env_files", multiple=True, type=click.Path(path_type=Path), help="Set what FILE's K=V lines say."
@@ -119,6 +124,7 @@ async def run(
     Options of chisel end where COMMAND begins. Ctrl-C interrupts the command there, a second one kills it.
     """
     asked = _asked(session, pairs, options)
+    sync_options = _sync_options(sync_first, options)
     if detach and (tty or stdin == "broadcast" or pulls):
         raise click.UsageError("--detach goes with neither --tty nor --stdin nor --pull: nobody stays")
     if tty:
@@ -136,7 +142,7 @@ async def run(
                 control = await stack.enter_async_context(interruptible(session, client))
                 more = {} if detach else _input(session, stdin, len(target))
             more |= {"family": session.family, "resumed": session.remains}
-            more["sync"] = sync_first
+            more["sync"] = sync_options
             results = await target.run(list(command), capture=False, control=control, detaches=detach, **more, **asked)
         if not results:
             return  # left by ~.
@@ -166,6 +172,18 @@ def _asked(session: Session, pairs: tuple[str, ...], options: dict[str, Any]) ->
     if patience is not None:
         asked["patience"] = patience
     return {"env": env, **asked}
+
+
+def _sync_options(is_wanted: bool, options: dict[str, Any]) -> SyncOptions | bool:
+    """Return how the sync ahead of the command is to be; its options make no sense without it."""
+    flags: dict[str, Any] = {name: bool(options[name]) for name in ("keeps", "checks", "is_now", "takes_over")}
+    if any(flags.values()) and not is_wanted:
+        raise click.UsageError("--keep-remote, --checksum, --now and --take-over are for --sync")
+    if not is_wanted:
+        return False
+    from chisel.client.syncing import SyncOptions
+
+    return SyncOptions(**flags)
 
 
 # -- standard input and terminal

@@ -20,15 +20,21 @@ def openssh_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
         yield cloud
 
 
-@pytest.fixture
-def make_user(tmp_path: Path) -> Callable[[dict[str, str]], User]:
+@pytest.fixture(params=["off", "on"], ids=["alone", "by-agent"])
+def make_user(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[dict[str, str]], User]]:
+    """Give a maker of users: every command line of these tests runs both ways, and must say and do the same."""
+    made: list[User] = []
+
     def make(cloud: dict[str, str]) -> User:
         home, work = tmp_path / "home", tmp_path / "work"
         home.mkdir(exist_ok=True)
         work.mkdir(exist_ok=True)
-        return User(home=home, cwd=work, cloud=cloud)
+        made.append(User(home=home, cwd=work, cloud=cloud, agent=request.param))
+        return made[-1]
 
-    return make
+    yield make
+    for someone in made:
+        someone.chisel("agent", "stop")
 
 
 @pytest.fixture

@@ -174,3 +174,13 @@ def test_a_watch_that_makes_no_sense_is_refused(user: User, words: list[str], sa
     ended = user.chisel("sync", *words)
     assert ended.status == 2
     assert said in ended.err
+
+
+def test_options_of_a_sync_go_with_a_run(one: User) -> None:
+    (one.cwd / "a").write_text("here\n")
+    assert one.does("run", "-s", "cat a; echo there > a").out == b"here\n"
+    assert one.does("run", "-s", "--keep-remote", "cat a").out == b"there\n"
+    assert one.does("run", "-s", "--checksum", "cat a").out == b"here\n"
+    refused = one.chisel("run", "--now", "cat", "a")
+    assert refused.status == 2
+    assert "--sync" in refused.err
