@@ -39,6 +39,7 @@ from chisel.runner import (
     runs_of,
     show_logs,
 )
+from chisel.runner.feed import giving
 from chisel.runner.order import PATIENCE
 from chisel.state import DropletRecord
 
@@ -202,7 +203,7 @@ class Pool:
             sink=self._client.sink,
             control=control,
             limits=Limits(max_fail, retries),
-            source=_source(stdin) if isinstance(stdin, bytes) else stdin,
+            source=giving(stdin) if isinstance(stdin, bytes) else stdin,
             on_taken=on_taken,
             family=family,
             resumed=resumed,
@@ -485,16 +486,6 @@ class Pool:
         async with anyio.create_task_group() as tasks:
             for host in self.hosts() if names is None else self._hosts_of(names):
                 tasks.start_soon(one, host)
-
-
-def _source(data: bytes) -> Source:
-    """Give bytes once, then the end."""
-    pieces = [data]
-
-    async def give() -> bytes:
-        return pieces.pop() if pieces else b""
-
-    return give
 
 
 def by_number(record: DropletRecord) -> tuple[int, str]:

@@ -83,3 +83,13 @@ class Feed:
     def _tell(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
+
+
+def giving(data: bytes) -> Callable[[], Awaitable[bytes]]:
+    """Return a source that gives bytes once, then the end."""
+    pieces = [data]
+
+    async def give() -> bytes:
+        return pieces.pop() if pieces else b""
+
+    return give
