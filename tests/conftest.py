@@ -17,6 +17,20 @@ pytest_plugins = ["chisel.sandbox.pytest"]
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
+LONG = frozenset(
+    {
+        *("test_crash_walk.py", "test_random_commands.py", "test_torture.py", "test_loop.py", "test_run.py"),
+        *(
+            "test_readme.py",
+            "test_kills.py",
+            "test_reaper.py",
+            "test_clocks.py",
+            "test_warm.py",
+            "test_self_destruct.py",
+        ),
+    }
+)
+"""Files that take minutes."""
 MUST_HAVE_REAL_PARTS = os.environ.get("CHISEL_TEST_REAL_PARTS") == "required"
 
 
@@ -73,6 +87,11 @@ def python310() -> str | None:
         return sys.executable
     starts = found and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0
     return found if starts else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: with several workers the last ones to end decide."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,6 +7,15 @@ import pytest
 
 from tests.support import User, running_sandbox
 
+_LONG_BY_AGENT = ("interrupted_while_it_starts", "openssh")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what is the same with the agent and takes long without it only."""
+    items[:] = [
+        item for item in items if "by-agent" not in item.name or not any(one in item.name for one in _LONG_BY_AGENT)
+    ]
+
 
 @pytest.fixture(scope="session")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:

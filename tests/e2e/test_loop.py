@@ -296,10 +296,12 @@ def test_the_token_is_nowhere_but_where_it_belongs(one: User) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("make_user", ["off"], indirect=True, ids=["alone"])
 def test_thirty_two_droplets_at_once_lose_and_tear_nothing(user: User) -> None:
     user.does("up", "-n", "32", "--pool", "wide")
     line = "for i in $(seq 1 52429); do echo $i; done | awk '{printf \"%0100d\\n\", $1}' | head -c 5295329"
-    ended = user.does("run", "--pool", "wide", "--all", line)
+    # 32 servers and their client share a few cores here: a login may take longer than a droplet is waited for
+    ended = user.does("run", "--pool", "wide", "--all", "--retry", "3", line)
     per_host: dict[bytes, int] = {}
     for text in ended.out.splitlines():
         name, bar, rest = text.partition(b" | ")

@@ -50,6 +50,7 @@ def test_a_sync_and_a_run_are_relayed(user: User) -> None:
     assert len({event["text"] for event in ran.of("output")}) == 1
 
 
+@pytest.mark.parametrize("make_user", ["off"], indirect=True, ids=["alone"])
 def test_a_closed_private_network_is_said_once(tmp_path: Path, make_user: Callable[[dict[str, str]], User]) -> None:
     with running_sandbox(tmp_path / "sandbox", closes_private_network=True) as cloud:
         user = make_user(cloud)
@@ -73,6 +74,7 @@ def processes_at_home_in(place: Path) -> list[str]:
     return [line for line in found if " receive " in line or " store " in line]
 
 
+@pytest.mark.parametrize("make_user", ["off"], indirect=True, ids=["alone"])
 @pytest.mark.parametrize("words", [["sync"], ["push", "data", "--to", "~/data"]], ids=["sync", "push"])
 def test_a_killed_client_leaves_nothing_on_any_droplet(
     tmp_path: Path, make_user: Callable[[dict[str, str]], User], words: list[str]
@@ -88,8 +90,7 @@ def test_a_killed_client_leaves_nothing_on_any_droplet(
             until(lambda: len(list(place.rglob(".chisel-*"))) > 2, what="something to have come everywhere")
             process.kill()
             process.communicate()
-        waiting = 3 if user.agent == "on" else before  # the agent keeps one ready for the next sync
-        until(lambda: len(processes_at_home_in(place)) <= waiting, what="no process left")
+        until(lambda: len(processes_at_home_in(place)) <= before, what="no process left")
         ended = user.does(*words, "--pool", "wide", "--all", "--relay", "on", "--json")
         kind = f"{words[0]}_ended"
         assert [event["result"]["error"] for event in ended.of(kind)] == [None] * 3

@@ -97,7 +97,7 @@ def test_the_sandbox_works_as_written(reader: User) -> None:
 def test_the_first_command_is_the_demo_and_the_second_the_tests() -> None:
     (first,), (second,) = block_with("chisel demo"), block_with("pytest")
     assert first == "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/chisel demo"
-    assert second == ".venv/bin/python -m pytest -n 4 --dist loadfile"
+    assert second == ".venv/bin/python -m pytest -n 3 --dist loadfile"
 
 
 def test_the_demo_ends_with_nothing_left(reader: User) -> None:

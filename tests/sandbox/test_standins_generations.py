@@ -503,7 +503,7 @@ def slow(bench: Bench, seconds: float) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         words, cwd=bench.work, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    wait_for(lambda: list((bench.root / ".rocprofv3").rglob("*.jsonl.part")))
+    wait_for(lambda: [part for part in (bench.root / ".rocprofv3").rglob("*.jsonl.part") if part.stat().st_size])
     os.killpg(process.pid, signal.SIGINT)
     wait_for((bench.work / "p").exists)
     return process
