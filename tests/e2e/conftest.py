@@ -7,14 +7,16 @@ import pytest
 
 from tests.support import User, running_sandbox
 
-_LONG_BY_AGENT = ("interrupted_while_it_starts", "openssh")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what is the same with the agent and takes long without it only."""
-    items[:] = [
-        item for item in items if "by-agent" not in item.name or not any(one in item.name for one in _LONG_BY_AGENT)
-    ]
+    """Leave out of the runs with an agent what it does not serve, and the slower kind of droplet."""
+    items[:] = [item for item in items if "by-agent" not in item.name or _is_served(item)]
+
+
+def _is_served(item: pytest.Item) -> bool:
+    if "openssh" in item.name:
+        return False
+    return item.path.name != "test_loop.py" or "whole_loop" in item.name
 
 
 @pytest.fixture(scope="session")
