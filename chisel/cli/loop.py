@@ -98,10 +98,10 @@ async def _watch(
 
     def take(number: int) -> bool:
         step = next(steps, None) if number == signal.SIGINT else None
-        if step is not None:
-            session.status = 128 + signal.SIGINT
-            stop.ask(int(step))
-        return step is not None
+        if step is None or not stop.ask(int(step)):
+            return False  # nothing to end in order: what goes on, a sync perhaps, is cancelled
+        session.status = 128 + signal.SIGINT
+        return True
 
     async def run(control: Control) -> None:
         results = await target.run(line or "", cwd=more["to"], capture=False, control=control)

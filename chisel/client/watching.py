@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,11 +38,13 @@ class Stop:
         self.was_asked = anyio.Event()
         self._control: Control | None = None
 
-    def ask(self, number: int) -> None:
-        """End the watch, with this signal to the command that runs; asked again, that one gets the next signal."""
+    def ask(self, number: int) -> bool:
+        """End the watch, with this signal to the command that runs; False when none does: then cancel the watch."""
         self.was_asked.set()
-        if self._control is not None:
-            self._control.signal(number)
+        if self._control is None:
+            return False
+        self._control.signal(number)
+        return True
 
     def takes(self, control: Control | None) -> None:
         """Learn which command runs, None when there is none."""
@@ -65,7 +68,8 @@ async def watch(
     is_first, trouble = True, dict[str, str | None]()
 
     def tell(result: SyncResult, since: Changes) -> None:
-        is_none = not (result.sent_files or result.deleted_files or result.moved_files or result.repaired)
+        moved = result.sent_bytes or result.relayed_bytes  # a mode that changed is an order without a file
+        is_none = not (moved or result.repaired)
         if result.error is None and is_none and not is_first and trouble.get(result.host) is None:
             return  # what was saved is what there was
         if result.error is not None and trouble.get(result.host) == result.error:
@@ -114,7 +118,7 @@ class _Until:
         self._stop = stop
 
     async def receive(self) -> Changes:
-        """Wait for changes; raises anyio.EndOfStream when the watch is to end."""
+        """Wait for changes; raises anyio.EndOfStream when the watch is to end, or nothing more comes."""
         found: list[Changes] = []
         async with anyio.create_task_group() as tasks:
 
@@ -123,7 +127,8 @@ class _Until:
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(wait)
-            found.append(await self._changes.receive())
+            with suppress(anyio.EndOfStream):  # raised here it would leave as a group
+                found.append(await self._changes.receive())
             tasks.cancel_scope.cancel()
         if not found:
             raise anyio.EndOfStream

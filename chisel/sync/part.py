@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 from anyio import to_thread
 
-from chisel.errors import ChiselError, HostUnreachable, RemoteError
+from chisel.errors import HostUnreachable, RemoteError
 from chisel.events import Notice, Progress
 from chisel.model import Host, SyncResult
 from chisel.node import frames, tree
@@ -41,6 +41,7 @@ INLINE_BYTES = 24 << 10
 """What is smaller travels within the request, which leaves with the login."""
 _MEASURED_BYTES = 1 << 20
 _BEAT_S = 30.0
+_SAID_S = 2.0
 _SHOWN = 200
 
 
@@ -263,24 +264,13 @@ class Part:
 
     async def _follow_neighbour(self, channel: Channel, place: Place) -> bool:
         """Have the stream come from another droplet, and send what it does not bring; True when all is done."""
-        trouble: ChiselError | None = None
-        lost: Mapping[str, Any] | None = None
         plan = self._plan or Plan()
 
         def progress(piece: Piece) -> None:
             self._progress(piece.done_bytes, plan.read_bytes, piece.done_files, len(plan.puts))
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(place.conduct, channel, progress)
-            try:
-                lost = await self._listen(channel, place)
-            except ChiselError as error:
-                trouble = error
-            finally:
-                place.leave()
-            tasks.cancel_scope.cancel()
-        if trouble is not None:
-            raise trouble
+        async with place.conducted(channel, progress):
+            lost = await self._listen(channel, place)
         if lost is None:
             return True
         self._job.relays.say_direct(self._host, str(lost.get("lost"))[:_SHOWN])
@@ -358,11 +348,12 @@ class Part:
         raise HostUnreachable(f"`{name}` takes no more data", host=name)
 
     async def _why(self, channel: Channel) -> None:
-        """Raise what the droplet said before it ended the session, if it said something."""
-        while row := await channel.receive():
-            for frame in row:
-                if frame.kind == Kind.ERROR:
-                    raise remote_error(frame, self._host.name)
+        """Raise what the droplet said before it ended the session or took no more, if it said something."""
+        with anyio.move_on_after(_SAID_S):
+            while row := await channel.receive():
+                for frame in row:
+                    if frame.kind == Kind.ERROR:
+                        raise remote_error(frame, self._host.name)
 
     def _progress(self, done: int, total: int, files: int, all_files: int, *, is_done: bool = False) -> None:
         if total or all_files:

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 import anyio
 from anyio import to_thread
+from anyio.abc import TaskGroup
 
-from chisel.errors import HostUnreachable
+from chisel.errors import ChiselError, HostUnreachable
 from chisel.events import Notice, Sink
 from chisel.model import Host, Relay
 from chisel.node import frames
@@ -227,7 +228,26 @@ class Place:
 
     # -- for the others
 
-    async def conduct(self, channel: Channel, watcher: Any) -> None:
+    @asynccontextmanager
+    async def conducted(self, channel: Channel, watcher: Any = None) -> AsyncIterator[TaskGroup]:
+        """Have the droplet fed while its answers are heard in the block; gives the tasks that end with it.
+
+        Raises the block's own ChiselError, no group.
+        """
+        trouble: ChiselError | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._conduct, channel, watcher)
+            try:
+                yield tasks
+            except ChiselError as error:
+                trouble = error
+            finally:
+                self._leave()
+            tasks.cancel_scope.cancel()
+        if trouble is not None:
+            raise trouble
+
+    async def _conduct(self, channel: Channel, watcher: Any) -> None:
         """Tell the droplet where its stream comes from, whom to feed, and at last what it should have been."""
         branch, address = self._branch, self._branch.hosts[self._number].private_address
         if watcher is not None:
@@ -246,7 +266,7 @@ class Place:
         """Say where the droplet waits to be fed."""
         self._branch.listens(self._number, port)
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         """Do not wait for the droplet any more."""
         self._branch.watchers.pop(self._number, None)
         self._branch.listens(self._number, None)

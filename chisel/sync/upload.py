@@ -321,19 +321,9 @@ class _Droplet:
             await self._have_it_fed(channel, self.place)
 
     async def _have_it_fed(self, channel: Any, place: Place) -> None:
-        trouble: ChiselError | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(place.conduct, channel, None)
+        async with place.conducted(channel) as tasks:
             tasks.start_soon(self._promise, channel)
-            try:
-                self._reply = (await self._next(channel)).json()
-            except ChiselError as error:
-                trouble = error
-            finally:
-                place.leave()
-            tasks.cancel_scope.cancel()
-        if trouble is not None:
-            raise trouble
+            self._reply = (await self._next(channel)).json()
 
     async def _promise(self, channel: Any) -> None:
         """Tell the droplet what the files have to be that a neighbour sends it."""

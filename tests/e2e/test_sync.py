@@ -151,6 +151,31 @@ def test_a_watch_tells_what_fails_and_goes_on(one: User) -> None:
         assert watching.interrupt() == 130
 
 
+def test_a_mode_that_changes_is_told(one: User) -> None:
+    (one.cwd / "a.sh").write_text("same")
+    with Watching(one) as watching:
+        watching.of("sync_ended", 1)
+        (one.cwd / "a.sh").chmod(0o755)
+        (told,) = watching.of("sync_ended", 2)[1:]
+        assert told["after_s"] > 0
+        assert told["result"]["sent_files"] == 0
+        assert watching.interrupt() == 130
+
+
+def test_ctrl_c_ends_a_sync_that_waits(one: User) -> None:
+    (one.cwd / "a.txt").write_text("first")
+    one.does("sync")
+    began = one.does("run", "--detach", "--json", "exec sleep 4322.5").of("run_started")[0]["run_id"]
+    (one.cwd / "a.txt").write_text("other")
+    with Watching(one) as watching:
+        until(
+            lambda: any("waiting for what runs" in one["message"] for one in watching.of("notice", 1)),
+            what="the sync to wait for the command",
+        )
+        assert watching.interrupt() == 130
+    one.does("kill", began)
+
+
 def test_a_change_that_is_none_is_not_told(one: User) -> None:
     (one.cwd / "a.txt").write_text("same")
     with Watching(one) as watching:
