@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from chisel.node import kept
+from chisel.node.offer import RACY_NS
 from chisel.node.tree import Item
-from chisel.sync.relisting import RACY_NS, Lister
+from chisel.sync.relisting import Lister
 
 _VERSION = 4
 _MOST_SUMS = 64 << 20

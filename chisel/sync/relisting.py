@@ -16,13 +16,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from chisel.node.offer import RACY_NS
 from chisel.node.tree import DIRECTORY, FILE, LINK
 from chisel.sync.ignore import CHISEL_IGNORE, GIT, GIT_IGNORE, Rules, Surroundings, default_surroundings
 from chisel.sync.ignore.rules import Scope
 from chisel.sync.listing import Entry, LeftOut, Listing, Walk
-
-RACY_NS = 50_000_000
-"""What changed so shortly before it was looked at may change again within the same tick of the file system's clock."""
 
 _TRUSTED = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "zfs"})
 _RULE_FILES = frozenset({GIT, GIT_IGNORE, CHISEL_IGNORE})
@@ -60,7 +58,7 @@ class Lister:
         walk.run()
         listing = Listing(Path(root), walk.entries, tuple(walk.left_out), tuple(rules.notices))
         is_whole = all(one.reason in {"ignored", "special"} for one in walk.left_out)
-        if is_whole and not walk.leads and is_trusted(rules.root):
+        if is_whole and not walk.leads and not rules.notices and _knows_repositories(walk) and is_trusted(rules.root):
             self._kept = _Kept(listing, walk, rules, top, looked_at_ns)
         return listing, None
 
@@ -82,7 +80,9 @@ class _Kept:
         self._folders = {path: stamp_of(look, looked_at_ns) for path, look in {"": top, **looks}.items()}
         places = {*_rule_places(walk, rules), *_places_above(rules)}
         self._sources = {place: _stamp_at(place, looked_at_ns) for place in places}
-        self._is_usable = all(look.st_dev == top.st_dev for look in looks.values()) and not _includes_others(rules)
+        self._is_usable = all(look.st_dev == top.st_dev for look in looks.values()) and not _includes_others(
+            walk, rules
+        )
 
     def is_of(self, root: str | os.PathLike[str], around: Surroundings) -> bool:
         """Say whether this is about the same directory, as the same user's git sees it."""
@@ -126,16 +126,17 @@ class _Kept:
 
     def _folder_looks(self) -> dict[str, os.stat_result] | None:
         """Look at every directory, and into those that have changed; None when the tree must be listed wholly."""
-        looks, lstat, prefix = {}, os.lstat, self._root.rstrip("/") + "/"
+        # Taken before anything is looked at: to decide about what came may take longer than a tick of the clock.
+        began_ns = time.time_ns()
+        looks, lstat, prefix = {}, os.lstat, f"{self._root.rstrip('/')}/"
         for folder, stamp in self._folders.items():
-            now_ns = time.time_ns() if not stamp else 0
             status = lstat(prefix + folder) if folder else os.stat(self._root)
             looks[folder] = status
             if stamp == (status.st_dev, status.st_ino, status.st_mode, status.st_mtime_ns, status.st_ctime_ns):
                 continue
             if not stat.S_ISDIR(status.st_mode) or not self._look_again(folder):
                 return None
-            self._folders[folder] = stamp_of(status, now_ns or time.time_ns())
+            self._folders[folder] = stamp_of(status, began_ns)
         return looks
 
     def _look_again(self, folder: str) -> bool:
@@ -239,10 +240,16 @@ def _places_above(rules: Rules) -> Iterator[str]:
             yield os.path.join(above, CHISEL_IGNORE)
 
 
-def _includes_others(rules: Rules) -> bool:
+def _knows_repositories(walk: Walk) -> bool:
+    """Say whether every `.git` is a repository's whose rules hold: of another, what makes it one may be far inside."""
+    bases = {scope.base for scope in walk.scopes if scope.repository is not None}
+    return all(path.rpartition("/")[0] in bases for path in walk.rule_files if path.rpartition("/")[2] == GIT)
+
+
+def _includes_others(walk: Walk, rules: Rules) -> bool:
     """Say whether a configuration takes in other files: which, only git knows."""
-    repository = rules.top.scope.repository
-    own = [os.path.join(repository.common_directory, "config")] if repository is not None else []
+    repositories = [scope.repository for scope in walk.scopes if scope.repository is not None]
+    own = [os.path.join(repository.common_directory, "config") for repository in repositories]
     for place in (*own, *_user_places(rules.around)):
         with suppress(OSError), open(place, "rb") as source:
             if re.search(rb"^\s*\[\s*include", source.read(1 << 20), re.IGNORECASE | re.MULTILINE):

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from chisel.sync.ignore import Surroundings, surroundings_of
+from chisel.node.offer import RACY_NS
+from chisel.sync.ignore import Rules, Surroundings, Verdict, surroundings_of
 from chisel.sync.index import Index
 from chisel.sync.listing import Listing, listing_of
 from chisel.sync.pulled import Note, Notes
-from chisel.sync.relisting import RACY_NS, Lister, is_trusted
+from chisel.sync.relisting import Lister, is_trusted
 from chisel.sync.scan import scan
 from tests.sync.test_ignore import git
 from tests.sync.test_push import write
@@ -76,15 +77,20 @@ class Twice:
         return differs is None
 
 
-@pytest.mark.parametrize("is_checkout", [False, True])
-def test_an_unchanged_tree_is_not_read_again(
-    tree: Path, tmp_path: Path, around: Surroundings, is_checkout: bool
-) -> None:
+def settled(tree: Path, tmp_path: Path, around: Surroundings, *, is_checkout: bool) -> Twice:
+    """Return a lister of a tree that has come to rest."""
     if is_checkout:
         git(tree, "init", "-q")
         git(tree, "add", ".")
     settle(tmp_path)
-    twice = Twice(tree, around)
+    return Twice(tree, around)
+
+
+@pytest.mark.parametrize("is_checkout", [False, True])
+def test_an_unchanged_tree_is_not_read_again(
+    tree: Path, tmp_path: Path, around: Surroundings, is_checkout: bool
+) -> None:
+    twice = settled(tree, tmp_path, around, is_checkout=is_checkout)
     assert twice()
     reads: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -130,11 +136,7 @@ MORE: dict[str, Change] = {
 def test_single_files_are_taken_in(
     tree: Path, tmp_path: Path, around: Surroundings, name: str, is_checkout: bool
 ) -> None:
-    if is_checkout:
-        git(tree, "init", "-q")
-        git(tree, "add", ".")
-    settle(tmp_path)
-    twice = Twice(tree, around)
+    twice = settled(tree, tmp_path, around, is_checkout=is_checkout)
     twice()
     SINGLE_FILES[name](tree)
     assert not twice()
@@ -267,6 +269,39 @@ def test_a_configuration_that_includes_others_is_not_relied_on(
 ) -> None:
     git(tree, "init", "-q")
     write(tmp_path / ".gitconfig", "[include]\npath = more\n")
+    settle(tmp_path)
+    lister = Lister()
+    lister.list(tree, around)
+    assert lister.list(tree, around)[1] is None
+
+
+def test_what_comes_while_one_decides_is_not_missed(tree: Path, tmp_path: Path, around: Surroundings) -> None:
+    settle(tmp_path)
+    lister = Lister()
+    lister.list(tree, around)
+    write(tree / "d1" / "first.c")
+    first = os.stat(tree / "d1")
+    decide = Rules.decide
+
+    def slowly(rules: Rules, path: str, *, is_directory: bool) -> Verdict:
+        settle(tmp_path)  # git is asked, a disk sleeps
+        return decide(rules, path, is_directory=is_directory)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rules, "decide", slowly)
+        lister.list(tree, around)
+    write(tree / "d1" / "second.c")
+    # As if it had come within the same tick of the clock, which is what nobody can arrange.
+    assert lister._kept is not None
+    assert lister._kept._folders["d1"] == (), f"{first.st_mtime_ns} counts as come to rest"
+    assert "d1/second.c" in lister.list(tree, around)[0].entries
+
+
+@pytest.mark.parametrize("place", ["", "d1"])
+def test_what_is_half_a_repository_is_not_relied_on(
+    tree: Path, tmp_path: Path, around: Surroundings, place: str
+) -> None:
+    write(tree / place / ".git" / "HEAD", "nonsense")
     settle(tmp_path)
     lister = Lister()
     lister.list(tree, around)
