@@ -97,10 +97,10 @@ def cat_all() -> str:
 
 def test_keep_reaches_the_droplet(user: User, cloud: Sandbox) -> None:
     armed(user, cloud)
-    user.does("up", "--idle", "4s")
+    user.does("up", "--idle", "15s")
     user.does("keep", "1h")
-    user.does("up", "--pool", "other", "--idle", "8s")
-    until(lambda: "other-1" not in cloud.alive, what="the one that is not kept", deadline_s=30)
+    user.does("up", "--pool", "other", "--idle", "20s")
+    until(lambda: "other-1" not in cloud.alive, what="the one that is not kept", deadline_s=60)
     assert "chisel-dev-1" in cloud.alive
     status = user.does("status", "--json").of("status")[0]["pools"]
     assert [one["self_destruct"] for pool in status for one in pool["droplets"] if pool["name"] == "chisel-dev"] == [
