@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from chisel.figures import Comparison, ProfileResult, Ranking, Spread
 from chisel.model import (
     Bill,
+    GitFacts,
     PoolStatus,
     PullResult,
     PushResult,
@@ -24,6 +24,9 @@ from chisel.model import (
     SweepItem,
     SyncResult,
 )
+
+if TYPE_CHECKING:  # most commands profile nothing, and its many classes take a while to make
+    from chisel.figures import Comparison, ProfileResult, Ranking, Spread
 
 Stream = Literal["stdout", "stderr"]
 Level = Literal["info", "warning", "error"]
@@ -97,7 +100,10 @@ class Retry(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A command runs on a droplet, in `cwd` there, on the tree that `tree_hash` names (empty: nothing was synced)."""
+    """A command runs on a droplet, in `cwd` there, on the tree that `tree_hash` names (empty: nothing was synced).
+
+    `git` is what that tree was checked out from where it was synced, None where that is not known.
+    """
 
     kind: ClassVar[str] = "run_started"
 
@@ -105,6 +111,7 @@ class RunStarted(Event):
     line: str
     cwd: str
     tree_hash: str = ""
+    git: GitFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

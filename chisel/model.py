@@ -189,13 +189,44 @@ class RunResult:
 
 
 @dataclass(frozen=True, slots=True)
+class GitFacts:
+    """What a tree was made from: the commit (None before the first), the branch (None when detached).
+
+    `is_dirty` says whether what lies below the tree's root differs from that commit, files that git does not know
+    included. Content filters are not run for the answer (they are programs): a file of git-lfs whose time has changed
+    counts as changed.
+    """
+
+    revision: str | None
+    is_dirty: bool
+    branch: str | None
+
+    def __str__(self) -> str:
+        """Return it as people write it: `main 1a2b3c4d5e6f, with changes`."""
+        words = (self.branch, self.revision[:12] if self.revision is not None else "before the first commit")
+        return " ".join(word for word in words if word) + (", with changes" if self.is_dirty else "")
+
+    @classmethod
+    def read(cls, said: object) -> GitFacts | None:
+        """Return the facts that JSON holds, None where it holds none: a record may be older, or a droplet's."""
+        if not isinstance(said, Mapping):
+            return None
+        revision, branch = said.get("revision"), said.get("branch")
+        if not all(word is None or isinstance(word, str) for word in (revision, branch)):
+            return None
+        return cls(revision=revision, is_dirty=said.get("is_dirty") is True, branch=branch)
+
+
+@dataclass(frozen=True, slots=True)
 class SyncResult:
     """What one sync changed on one droplet; `sent_bytes` is what crossed the network, compressed, for the content.
 
     `relayed_bytes` came from another droplet instead, `moved_files` are there under another name now, `repaired` had
-    been changed on the droplet, `kept` too but were to stay so. With `is_dry` nothing was done, and `reasons` say by
+    been changed on the droplet, `kept` too but were to stay so. `git` is what is checked out here, None outside a
+    repository. With `is_dry` nothing was done, and `reasons` say by
     path what would be. `burst_ms` is how long the working copy was neither the old nor the new. `setup_error` is the
-    part of `error` that the project's setup script is to blame for: the tree itself is there.
+    part of `error` that the project's setup script is to blame for: the tree itself is there. `git` is what is checked
+    out here, None outside of a repository.
     """
 
     host: str
@@ -217,6 +248,7 @@ class SyncResult:
     is_dry: bool = False
     burst_ms: float = 0.0
     relayed_bytes: int = 0
+    git: GitFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from chisel.model import (
     RunningCommand,
     Secret,
     SweepItem,
+    SyncResult,
 )
 from chisel.paths import Paths, resolve_paths
 from chisel.state import CloudState, DropletRecord, ProjectState, State, StateStore
@@ -466,8 +467,8 @@ class Client:
         around = [Path(root) for root in (known.synced_roots if known else {}) if Path(root) in (here, *here.parents)]
         return max(around, key=lambda root: len(root.parts)) if around else self.where.project.root.resolve()
 
-    async def remember_sync(self, root: Path, remote: str, tree_hash: str = "") -> None:
-        """Record that this tree was synced last, and the hash of it that the droplets have."""
+    async def remember_sync(self, root: Path, remote: str, result: SyncResult) -> None:
+        """Record that this tree was synced last, and what the droplets have of it."""
         project = self.where.project
 
         def change(state: State) -> State:
@@ -479,7 +480,8 @@ class Client:
                 pool=self.pool_name(None),
                 synced_roots=roots,
                 last_root=str(root),
-                tree_hash=tree_hash,
+                tree_hash=result.tree_hash,
+                git=result.git,
             )
             return replace(state, projects={**state.projects, project.id: entry})
 

@@ -14,7 +14,6 @@ import anyio
 
 from chisel.client.lines import check_pattern, shell_line
 from chisel.errors import ChiselError, UsageError
-from chisel.figures import ProfileReport
 from chisel.model import (
     Bill,
     Host,
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from chisel.client.client import Client
     from chisel.client.syncing import SyncOptions
     from chisel.client.watching import Run, Stop
+    from chisel.figures import ProfileReport
     from chisel.sync.wanted import Caps
 
 GRACE = timedelta(seconds=5)
@@ -184,6 +184,7 @@ class Pool:
             line=shell_line(command),
             cwd=self._where(cwd, await self._client.remote_cwd()),
             tree_hash=known.tree_hash if known is not None else "",
+            git=known.git if known is not None else None,
             env=self._client.command_env(env),
             owner=(await self._client.store.read()).owner,
             capture=capture,

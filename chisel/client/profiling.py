@@ -27,7 +27,7 @@ from chisel.runner import Control, Order, new_run_id, run_one
 if TYPE_CHECKING:
     from chisel.client.client import Client
     from chisel.profile.viewer import View
-    from chisel.state import DropletRecord
+    from chisel.state import DropletRecord, ProjectState
 
 DEFAULT_DIRECTORY = "chisel-profile"
 SAVED_DIRECTORY = "saved"
@@ -100,12 +100,14 @@ async def profile_pool(
     for said in cost_of(plan.sides[-1].asked.traces, plan.sides[-1].asked.counters):
         client.sink.emit(Notice(message=said))
     known = await client.project_state()
-    tree_hash = known.tree_hash if known is not None else ""
-    benches = [_bench(client, record, host, run, control, tree_hash) for record, host in droplets]
+    tree = _tree_facts(known) if known is not None else {}
+    benches = [_bench(client, record, host, run, control, tree) for record, host in droplets]
     return await profile(benches, plan, client.sink)
 
 
-def _bench(client: Client, record: DropletRecord, host: Host, run: Order, control: Control, tree_hash: str) -> Bench:
+def _bench(
+    client: Client, record: DropletRecord, host: Host, run: Order, control: Control, tree: dict[str, str]
+) -> Bench:
     async def connect() -> Connection:
         return await (await client.connector()).connect(host)
 
@@ -125,19 +127,25 @@ def _bench(client: Client, record: DropletRecord, host: Host, run: Order, contro
         execute=execute,
         fetch=partial(_fetch, client),
         probe=record.facts,
-        facts=_facts(record, tree_hash),
+        facts=_facts(record, tree),
         was_interrupted=lambda: control.was_used,
         new_id=lambda: str(new_run_id()),
         sink=client.sink,
     )
 
 
-def _facts(record: DropletRecord, tree_hash: str) -> dict[str, str]:
+def _tree_facts(known: ProjectState) -> dict[str, str]:
+    """Return what is known of the tree that the droplets have."""
+    facts = {"tree": known.tree_hash, "commit": str(known.git) if known.git is not None else ""}
+    return {name: value for name, value in facts.items() if value}
+
+
+def _facts(record: DropletRecord, tree: dict[str, str]) -> dict[str, str]:
     """Return what chisel knows of a droplet that its figures may depend on."""
     return {
         "image": record.image,
         "droplet": f"{record.name} ({record.size} in {record.region})",
-        **({"tree": tree_hash} if tree_hash else {}),
+        **tree,
         "chisel": chisel.__version__,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }

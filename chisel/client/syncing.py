@@ -17,9 +17,9 @@ from anyio import to_thread
 from chisel.client.trees import Tree
 from chisel.errors import ChiselError, RemoteError, UsageError
 from chisel.events import Notice, SyncEnded
-from chisel.model import Host, RunResult, SyncResult
+from chisel.model import GitFacts, Host, RunResult, SyncResult
 from chisel.runner import Order, describe
-from chisel.sync.ignore import surroundings_of
+from chisel.sync.ignore import git_facts, surroundings_of
 from chisel.sync.job import Job
 from chisel.sync.job import Options as SyncOptions
 from chisel.sync.push import push, remote_root_for
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["SyncOptions", "run_synced", "sync", "syncing"]
 
 _REMEMBER_S = 5.0
+_GIT_S = 2.0
+"""What git says of a tree is a remark: one that it looks through for so much longer than the scan goes without."""
 
 
 @asynccontextmanager
@@ -77,10 +79,26 @@ async def scanned(client: Client, root: Path, tree: Tree, options: SyncOptions |
     """Scan a tree; the user is told when it is larger than anybody means it to be."""
     surroundings = await to_thread.run_sync(surroundings_of, client.where.environ)
     is_thorough = options is not None and options.checks
-    local = await scan_tree(root, tree.index, is_thorough=is_thorough, surroundings=surroundings)
+    found: list[LocalTree | ChiselError] = []
+    said: list[GitFacts | None] = []
+
+    async def scan() -> None:
+        try:
+            found.append(await scan_tree(root, tree.index, is_thorough=is_thorough, surroundings=surroundings))
+        except ChiselError as error:
+            found.append(error)
+        patience.deadline = anyio.current_time() + _GIT_S
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(scan)
+        with anyio.CancelScope() as patience:  # git is a process of its own, beside the scan: it costs no time
+            said.append(await to_thread.run_sync(git_facts, root, surroundings, abandon_on_cancel=True))
+    local = found[0]
+    if isinstance(local, ChiselError):
+        raise local
     if local.warning is not None:
         client.sink.emit(local.warning)
-    return local
+    return replace(local, git=said[0]) if said else local
 
 
 async def scanned_meanwhile(
@@ -143,7 +161,7 @@ async def sync(
     is_dry = options is not None and options.is_dry
     good = [result for result in results.values() if result.error is None]
     if good and not is_dry:
-        await client.remember_sync(root, str(remote), good[0].tree_hash)
+        await client.remember_sync(root, str(remote), good[0])
         await _set_up(client, hosts, root, remote, results)
     return [results[name] for name in pool.names]
 
@@ -202,7 +220,7 @@ async def run_synced(
         failed = [result for result in results if result.error is not None]
         if failed:
             raise RemoteError(failed[0].error or "", host=failed[0].host, code="sync")
-        order = replace(order, cwd=cwd, tree_hash=results[0].tree_hash)
+        order = replace(order, cwd=cwd, tree_hash=results[0].tree_hash, git=results[0].git)
         return await follow(await client.connector(pool.hosts()), order=order)
     ended: list[SyncResult] = []
 
@@ -219,7 +237,7 @@ async def run_synced(
     finally:
         if ended:
             with anyio.move_on_after(_REMEMBER_S, shield=True):
-                await client.remember_sync(root, str(remote), ended[0].tree_hash)
+                await client.remember_sync(root, str(remote), ended[0])
 
 
 async def _set_up(

@@ -61,6 +61,7 @@ def main(channel: Channel, request: dict[str, Any]) -> int:
         "owner": str(request.get("owner", "")),
         "detached": bool(request.get("detached")),
         "tree_hash": tree_hash,
+        "git": request.get("git"),
         "started_at": time.time(),
         "pid": os.getpid(),
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 
-from chisel.model import Host, RunId, RunResult
+from chisel.model import GitFacts, Host, RunId, RunResult
 
 PATIENCE = timedelta(minutes=5)
 
@@ -41,7 +41,11 @@ class SyncPart(Protocol):
 
 
 class Sync(Protocol):
-    """A sync that goes ahead of a command in the same message."""
+    """A sync that goes ahead of a command in the same message; `git` is what its tree was checked out from."""
+
+    @property
+    def git(self) -> GitFacts | None:
+        """Return what the tree was checked out from."""
 
     async def part(self, host: Host) -> SyncPart:
         """Return a fresh part for a droplet."""
@@ -58,7 +62,7 @@ class Order:
 
     `user` runs it as somebody else than root, `venv` in a virtual environment (from `cwd`), `gpus` with these devices
     only (`0,3`), `container` inside this image. `sync` brings the working copy up to date first, in the same message;
-    `tree_hash` names the tree that is there otherwise, for the record.
+    `tree_hash` names the tree that is there otherwise, for the record, and `git` what it was checked out from.
     """
 
     line: str
@@ -78,6 +82,7 @@ class Order:
     container: str | None = None
     sync: Sync | None = None
     tree_hash: str = ""
+    git: GitFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

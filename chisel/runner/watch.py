@@ -7,7 +7,7 @@ from typing import Any
 
 from chisel.errors import RemoteError
 from chisel.events import Output, PlaceKeeper, RunStarted, Sink, Stream
-from chisel.model import RunId, RunResult
+from chisel.model import GitFacts, RunId, RunResult
 from chisel.node import frames
 from chisel.node.frames import Frame, Kind
 from chisel.runner.order import Order
@@ -98,7 +98,10 @@ class Watch:
             self.has_started = True
             line = self._order.shown or self._order.line or str(facts.get("line", ""))
             cwd, tree_hash = str(facts.get("cwd", "")), str(facts.get("tree_hash", ""))
-            self._sink.emit(RunStarted(host=self.host, run_id=self.run_id, line=line, cwd=cwd, tree_hash=tree_hash))
+            git = GitFacts.read(facts.get("git"))
+            self._sink.emit(
+                RunStarted(host=self.host, run_id=self.run_id, line=line, cwd=cwd, tree_hash=tree_hash, git=git)
+            )
             self._keep()
 
     def _output(self, stream: Stream, payload: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import orjson
 
 from chisel.errors import StateError
-from chisel.model import DropletId
+from chisel.model import DropletId, GitFacts
 from chisel.state.records import VERSION, CloudState, DropletRecord, Intent, ProjectState, State
 
 _OWNER = re.compile(r"[0-9a-f]{16}")
@@ -192,6 +192,7 @@ def _project(tree: Mapping[str, Any]) -> ProjectState:
         synced_roots={local: _is(remote, str) for local, remote in roots.items()},
         last_root=last_root,
         tree_hash=_text_or_none(tree, "tree_hash") or "",
+        git=GitFacts.read(tree.get("git")),
     )
 
 

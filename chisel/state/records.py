@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from chisel.model import DropletId
+from chisel.model import DropletId, GitFacts
 
 VERSION = 1
 
@@ -89,7 +89,8 @@ class CloudState:
 class ProjectState:
     """What was synced of one project: local root to the droplets' path of its working copy, and the latest root.
 
-    `tree_hash` is that of the tree synced last (`chisel.node.tree.tree_hash`), empty where it is not known.
+    `tree_hash` is that of the tree synced last (`chisel.node.tree.tree_hash`), empty where it is not known; `git` is
+    what it was checked out from.
     """
 
     id: str
@@ -98,6 +99,7 @@ class ProjectState:
     synced_roots: dict[str, str] = field(default_factory=dict)
     last_root: str | None = None
     tree_hash: str = ""
+    git: GitFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 import anyio
+from anyio import to_thread
 
 from chisel.events import Sink
-from chisel.model import Host, Relay, SyncResult
+from chisel.model import GitFacts, Host, Relay, SyncResult
 from chisel.sync.cast import Cast
 from chisel.sync.index import Index
 from chisel.sync.part import Part
@@ -20,6 +21,9 @@ from chisel.sync.scan import LocalTree
 from chisel.sync.stream import Outcome, Stream
 from chisel.sync.there import Known
 from chisel.sync.throttle import Throttle
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +83,18 @@ class Job:
         self._casts: dict[Any, Cast] = {}
         self._plans: dict[Any, Plan] = {}
         self._noted: set[int] = set()
+        self._one_at_a_time = anyio.CapacityLimiter(1)
 
     @property
     def local(self) -> LocalTree:
         """Return the scanned tree."""
         assert self._local is not None
         return self._local
+
+    @property
+    def git(self) -> GitFacts | None:
+        """Return what the tree was checked out from."""
+        return self.local.git
 
     @property
     def is_scanned(self) -> bool:
@@ -107,6 +117,10 @@ class Job:
         if self.is_scanned:
             await part.prepare()
         return part
+
+    async def work(self, do: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
+        """Do in a thread what blocks, and what parts share: one at a time, so that none undoes what another wrote."""
+        return await to_thread.run_sync(do, *arguments, limiter=self._one_at_a_time)
 
     def close(self) -> None:
         """Let the tree go."""

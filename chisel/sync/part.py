@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
-from anyio import to_thread
 
 from chisel.errors import HostUnreachable, RemoteError
 from chisel.events import Notice, Progress
@@ -92,7 +91,7 @@ class Part:
 
     async def prepare(self) -> None:
         """Work out what to send unasked; nothing is read of what is to be sent but small files."""
-        await to_thread.run_sync(self._recall)
+        await self._job.work(self._recall)
         self._is_prepared = True
         plan = self._plan
         if plan is None or self._asks or plan.is_empty:
@@ -125,7 +124,7 @@ class Part:
 
     async def doubt(self) -> None:
         """Forget what was believed of the droplet: the next part asks."""
-        await to_thread.run_sync(self._job.known.remember, self._key, replace(self._there, token=""))
+        await self._job.work(self._job.known.remember, self._key, replace(self._there, token=""))
 
     def _present(self, items: Mapping[str, Item]) -> Present:
         return Present(
@@ -223,7 +222,7 @@ class Part:
         """Send what the droplet needs, now that it has said what it has."""
         described, self._described = self._described, []
         try:
-            await to_thread.run_sync(self._read_description, described)
+            await self._job.work(self._read_description, described)
         except (tree.DamagedStream, tree.UnsafePath) as error:
             name = self._host.name
             said = f"`{name}` describes its working copy in a way that makes no sense: {error}"
@@ -237,7 +236,7 @@ class Part:
             self._job.sink.emit(Notice(host=self._host.name, message=f"deleting {path}, which was never pushed"))
         if plan.puts:
             there = replace(self._there, is_pending=True)
-            await to_thread.run_sync(self._job.known.remember, self._key, there)
+            await self._job.work(self._job.known.remember, self._key, there)
         cast = self._share_cast(plan)
         place = await self._job.relays.place(self._host, cast, plan.content_bytes, self._there.bytes_per_s)
         if place is None:
@@ -253,7 +252,7 @@ class Part:
         """Plan from what the droplet has said of its working copy, and of what is staged."""
         key = (self._described_tree, self._staged, self._kept, self._never_pushed)
         present = self._present(self._described_items)
-        self._plan = plan = await to_thread.run_sync(self._job.plan, key, present, self._own)
+        self._plan = plan = await self._job.work(self._job.plan, key, present, self._own)
         self._plan_key = key, self._own
         return plan
 
@@ -380,7 +379,7 @@ class Part:
             codecs=tuple(str(one) for one in facts.get("codecs") or []),
             is_pending=False,
         )
-        await to_thread.run_sync(self._remember, there, final, outcome)
+        await self._job.work(self._remember, there, final, outcome)
         plan = self._plan or Plan()
         self.result = replace(
             self._described_result(plan, int(facts.get("files", 0))),
@@ -418,6 +417,7 @@ class Part:
             skipped=self._job.local.skipped,
             notes=self._job.local.notes,
             tree_hash=self._job.local.tree_hash,
+            git=self._job.local.git,
             reasons=plan.reasons,
             is_dry=True,
         )

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     """A pool of two droplets with the example built in their working copies."""
     base = tmp_path_factory.mktemp("bench")
     shutil.copytree(EXAMPLE, base / "work")
+    if shutil.which("git"):
+        subprocess.run(["git", "init", "-q", "-b", "faster", base / "work"], check=True)
     (base / "home").mkdir()
     with running_sandbox(base / "sandbox") as cloud:
         made = User(base / "home", base / "work", cloud)
@@ -62,6 +65,7 @@ def test_stdout_is_the_programs_and_the_table_is_chisels(bench: User) -> None:
     assert ended.err.rstrip().endswith("report.html, kernels.csv, trace.json.gz and the raw files are in ./a")
 
 
+@pytest.mark.real_part("git")
 def test_json_ends_with_the_kernels_in_rank_order(bench: User) -> None:
     ended = bench.does("profile", *ON_ONE, "--out", "b", "--json", "./build/vector_add", "4096")
     final = last(ended.out)
@@ -73,6 +77,7 @@ def test_json_ends_with_the_kernels_in_rank_order(bench: User) -> None:
     (ranked,) = ended.of("profile")
     assert ranked["result"]["fingerprint"]["facts"]["droplet"].startswith("bench-1 (")
     assert len(ranked["result"]["fingerprint"]["facts"]["tree"]) == 64, "which tree was measured"
+    assert ranked["result"]["fingerprint"]["facts"]["commit"] == "faster before the first commit, with changes"
     assert ranked["result"]["telemetry"]["source"] == "amd-smi"
 
 

@@ -1,6 +1,6 @@
 """Decide what of a local tree is sent: git's rules exactly, and `.chiselignore` on top."""
 
-from chisel.sync.ignore.git import GitFacts, Surroundings, default_surroundings, git_facts, surroundings_of
+from chisel.sync.ignore.git import Surroundings, default_surroundings, git_facts, surroundings_of
 from chisel.sync.ignore.repository import GIT
 from chisel.sync.ignore.rules import CHISEL_IGNORE, GIT_IGNORE, Place, Rules, Verdict
 
@@ -11,7 +11,6 @@ __all__ = [
     "GIT",
     "GIT_IGNORE",
     "IGNORE_FILE",
-    "GitFacts",
     "Place",
     "Rules",
     "Surroundings",

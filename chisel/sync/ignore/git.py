@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from chisel.model import GitFacts
+
 _DEADLINE_S = 60.0
 _UNSET = (
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX", "GIT_CONFIG"),
@@ -81,26 +83,12 @@ def default_surroundings() -> Surroundings:
     return Surroundings(shutil.which("git"), Path.home(), Path.home() / ".config")
 
 
-@dataclass(frozen=True, slots=True)
-class GitFacts:
-    """What a tree was made from: the commit (None before the first), the branch (None when detached).
-
-    `is_dirty` says whether what lies below the root differs from that commit, files that git does not know included.
-    Content filters are not run for the answer (they are programs): a file of git-lfs whose time has changed counts as
-    changed.
-    """
-
-    revision: str | None
-    is_dirty: bool
-    branch: str | None
-
-
 def git_facts(root: Path, surroundings: Surroundings | None = None) -> GitFacts | None:
     """Ask what is checked out around a directory; None outside of a repository, without git, or when it refuses."""
     around = surroundings or default_surroundings()
-    if around.git is None:
-        return None
     place = os.path.realpath(root)
+    if around.git is None or not _may_be_checked_out(place):
+        return None
     try:
         said = run_git(
             around,
@@ -119,6 +107,16 @@ def git_facts(root: Path, surroundings: Surroundings | None = None) -> GitFacts 
         is_dirty=any(line and not line.startswith("# ") for line in lines),
         branch=None if branch in {None, "(detached)"} else branch,
     )
+
+
+def _may_be_checked_out(place: str) -> bool:
+    """Say whether something above a directory looks like a work tree: git is not started to find that nothing does."""
+    while not os.path.lexists(os.path.join(place, ".git")):
+        above = os.path.dirname(place)
+        if above == place:
+            return False
+        place = above
+    return True
 
 
 def _filters(around: Surroundings, place: str) -> tuple[str, ...]:
