@@ -29,6 +29,7 @@ class Someone:
     then: dict[str, Any] | None
     cache: Path
     kept: frozenset[str] = frozenset()
+    clocks_differ: bool = False
     destroyed: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
@@ -47,6 +48,9 @@ class Someone:
 
     async def not_kept(self, records: list[DropletRecord]) -> list[DropletRecord]:
         return [record for record in records if record.name not in self.kept]
+
+    def now(self) -> datetime:
+        return NOW - timedelta(days=2) if self.clocks_differ else datetime.now(UTC)
 
     async def down(self, records: list[DropletRecord]) -> None:
         self.destroyed += [record.name for record in records]
@@ -108,3 +112,11 @@ async def test_what_was_given_more_time_from_elsewhere_is_left(tmp_path: Path) -
     await end_what_is_over(someone)  # type: ignore[arg-type]
     assert someone.destroyed == []
     assert someone.said == ["it was idle for longer than its limit: it was given more time from elsewhere, and stays"]
+
+
+async def test_what_is_over_by_this_machines_clock_only_is_left(tmp_path: Path) -> None:
+    over = a_record(until=NOW - timedelta(minutes=1))
+    someone = Someone(over, IDLE, IDLE, tmp_path / "cache", kept=frozenset({"dev-1"}), clocks_differ=True)
+    await end_what_is_over(someone)  # type: ignore[arg-type]
+    assert someone.destroyed == []
+    assert someone.said == ["its time is over: but not by DigitalOcean's clock, and it stays: is this machine's right?"]

@@ -83,8 +83,12 @@ async def _not_kept(client: Client, lifecycle: Lifecycle, over: list[DropletReco
     """Return those that nobody has given more time from another machine; say of the others that they stay."""
     rest = await lifecycle.not_kept(over)
     for record in over:
-        how = "it is destroyed" if record in rest else "it was given more time from elsewhere, and stays"
         is_past = record.until is not None and record.until <= datetime.now(UTC)
+        how = "it was given more time from elsewhere, and stays"
+        if record in rest:
+            how = "it is destroyed"
+        elif record.until is not None and is_past and record.until > lifecycle.now():
+            how = "but not by DigitalOcean's clock, and it stays: is this machine's right?"
         reason = "its time is over" if is_past else "it was idle for longer than its limit"
         client.sink.emit(Notice(host=record.name, level="warning", message=f"{reason}: {how}"))
     return rest

@@ -17,7 +17,7 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -360,7 +360,7 @@ class Client:
         records = [record for pool in (await self._mine()).pools.values() for record in pool.values()]
         known = {one.id: guard.Known(one.name, one.attempt, one.is_ready) for one in records}
         droplets = await cloud.list_droplets(tag=guard.TAG)
-        items = guard.sweep_items(droplets, known, owner=state.owner, now=datetime.now(UTC), choice=choice)
+        items = guard.sweep_items(droplets, known, owner=state.owner, now=lifecycle.now(), choice=choice)
         self.sink.emit(SweepReported(items=tuple(items)))
         return items
 

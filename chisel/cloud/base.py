@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Protocol
 
 from chisel.errors import NotFoundError
@@ -16,6 +17,10 @@ class Cloud(Protocol):
     Every call may raise CloudError: CredentialsRefused (401, 403), NotFoundError (404), RateLimited (429, after the
     retries), plain CloudError for the rest. Calls that change nothing, and deletions, are retried by the adapter.
     """
+
+    @property
+    def ahead(self) -> timedelta:
+        """Return how far the cloud's clock was ahead of this machine's at its last answer; zero where they agree."""
 
     async def account(self) -> Account:
         """Return what the account is and how many droplets it may have."""

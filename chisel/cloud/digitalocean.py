@@ -12,6 +12,8 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -37,6 +39,8 @@ _ATTEMPTS = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.3, 5.0
 _KEY_LAG_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 _CLOSE_S = 2.0
+_CLOCKS_AGREE = timedelta(minutes=1)
+"""An answer may have been on its way for half of it."""
 _ECHOED = re.compile(r"authorization: bearer \*\*\*", re.IGNORECASE)
 _NEVER_SENT = {"NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ConnectTimeout"}
 
@@ -133,6 +137,7 @@ class DigitalOcean:
     """Fulfil `chisel.cloud.base.Cloud`."""
 
     def __init__(self, client: Any, token: Secret, api_url: str, sink: Sink, calls: Calls, deadline_s: float) -> None:
+        self._ahead = timedelta(0)
         self._client = client
         self._token = token
         self._host = urlsplit(api_url).netloc
@@ -144,6 +149,11 @@ class DigitalOcean:
 
     def _ends_at(self) -> float:
         return anyio.current_time() + self._deadline_s
+
+    @property
+    def ahead(self) -> timedelta:
+        """Return how far the API's clock was ahead of this machine's at its last answer; zero within a minute."""
+        return self._ahead
 
     # -- calls that change nothing
 
@@ -385,6 +395,7 @@ class DigitalOcean:
             raise _Trouble(_not_json(order.what)) from error
         if not 200 <= answer.status < 300:
             raise self._refused(order, answer)
+        self._ahead = _ahead_of(datetime.now(UTC), answer.headers.get("date", ""))
         return answer
 
     def _late(self, order: _Order, *, was_sent: bool) -> _Trouble:
@@ -414,6 +425,15 @@ class DigitalOcean:
             is_clear=is_clear(answer.status, text),
             retry_after_s=retry_after_s(answer.headers),
         )
+
+
+def _ahead_of(now: datetime, date: str) -> timedelta:
+    """Return how far an answer's `Date` (RFC 9110, whole seconds, GMT) is ahead; zero where it says nothing clear."""
+    try:
+        ahead = parsedate_to_datetime(date) - now
+    except (ValueError, TypeError, OverflowError):
+        return timedelta(0)
+    return ahead if abs(ahead) > _CLOCKS_AGREE else timedelta(0)
 
 
 def _resource(id: DropletId) -> dict[str, Any]:

@@ -70,6 +70,13 @@ class Desk:
             self.connector.forget(host_of(record))
         await self.change(lambda mine: without_record(mine, record))
 
+    def now(self) -> datetime:
+        """Return the time by the cloud's clock, where it has said it: a laptop's may be days off.
+
+        What ends droplets goes by it.
+        """
+        return datetime.now(UTC) + self.cloud.ahead
+
     def is_young(self, record: DropletRecord) -> bool:
         """Say whether the API may not know the droplet yet (its reads lag behind a create)."""
         return (datetime.now(UTC) - record.created_at).total_seconds() < self.settle_after_s

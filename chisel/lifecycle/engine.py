@@ -155,12 +155,12 @@ class Lifecycle:
         was set moves. The new limit is tagged before the old one goes, and of several the latest holds. Raises
         CloudError, and HostUnreachable when one that destroys itself could not be told.
         """
-        desk, until = self._desk, datetime.now(UTC) + by
+        desk = self._desk
         ends: dict[str, datetime] = {}
 
         async def one(record: DropletRecord) -> None:
             droplet = await desk.cloud.get_droplet(record.id)
-            known = guard.read_label(droplet.tags).until
+            known, until = guard.read_label(droplet.tags).until, desk.now() + by
             ends[record.name] = end = max(until, known or until, record.kept_until or until)
             if record.is_armed:
                 await _tell(desk, record, by)
@@ -185,10 +185,12 @@ class Lifecycle:
     async def not_kept(self, records: Sequence[DropletRecord]) -> list[DropletRecord]:
         """Return those of the records whose tags do not give them more time than the state knows of.
 
-        Somebody on another machine may have (`extend`): the state learns it then. Asks once; raises CloudError.
+        Somebody on another machine may have (`extend`): the state learns it then. Nor is one returned whose time is
+        over by this machine's clock only. Asks once; raises CloudError.
         """
-        desk, now = self._desk, datetime.now(UTC)
+        desk = self._desk
         labels = {one.id: guard.read_label(one.tags) for one in await desk.cloud.list_droplets(tag=guard.TAG)}
+        now, now_here = desk.now(), datetime.now(UTC)
         rest = []
         for record in records:
             label = labels.get(record.id)
@@ -197,7 +199,7 @@ class Lifecycle:
             if (until, kept_until) != (record.until, record.kept_until):
                 await desk.revise(record, until=until, kept_until=kept_until)
             is_past = until is not None and until <= now
-            is_past_before = record.until is not None and record.until <= now
+            is_past_before = record.until is not None and record.until <= now_here
             is_kept = kept_until is not None and kept_until > now
             if is_past == is_past_before and (is_past or not is_kept):
                 rest.append(record)
@@ -229,6 +231,10 @@ class Lifecycle:
 
         await desk.store.update(change)
         return list(added)
+
+    def now(self) -> datetime:
+        """Return the time by the cloud's clock, where it has said it."""
+        return self._desk.now()
 
     async def owners(self) -> Mapping[str, int]:
         """Count the droplets with chisel's tag by their owner tag. Raises CloudError."""

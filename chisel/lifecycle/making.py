@@ -27,7 +27,7 @@ from chisel.lifecycle.records import (
 from chisel.model import CreateRequest, Droplet, Size
 from chisel.ssh.keys import KeyPair, generate_keypair
 from chisel.ssh.program import read_modules
-from chisel.state import DropletRecord, Intent
+from chisel.state import CloudState, DropletRecord, Intent
 
 _GRACE_S = 0.7
 _FIRST_HUNT_S, _SLOWEST_HUNT_S = 5.0, 30.0
@@ -83,9 +83,12 @@ class Maker:
         """Create all that is missing of one size in one region; returns the refusal when there was no room."""
         desk = self._desk
         public = {attempt: self.keys.make(attempt) for attempt in (secrets.token_hex(8) for _ in range(wish.count))}
-        state = await desk.store.update(
-            lambda state: map_cloud(state, desk.api_url, lambda mine: with_intents(mine, wish, size, region, public))
-        )
+        ahead = desk.cloud.ahead
+
+        def change(mine: CloudState) -> CloudState:
+            return with_intents(mine, wish, size, region, public, ahead)
+
+        state = await desk.store.update(lambda state: map_cloud(state, desk.api_url, change))
         intents = desk.part_of(state).intents
         program = await to_thread.run_sync(read_modules, MODULES) if wish.is_armed else {}
         troubles: list[ChiselError] = []

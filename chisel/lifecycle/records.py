@@ -80,7 +80,8 @@ def create_request(
 def _self_destruct(intent: Intent, wish: Wish, api_url: str, program: Mapping[str, str]) -> SelfDestruct | None:
     if not intent.is_armed or wish.self_destruct_token is None:
         return None
-    ttl = intent.until - intent.started_at if intent.until is not None else timedelta(0)
+    until = wish.until(intent.started_at, intent.usd_per_hour)
+    ttl = until - intent.started_at if until is not None else timedelta(0)
     return SelfDestruct(
         token=wish.self_destruct_token,
         api_url=api_url,
@@ -93,9 +94,12 @@ def _self_destruct(intent: Intent, wish: Wish, api_url: str, program: Mapping[st
 
 
 def with_intents(
-    mine: CloudState, wish: Wish, size: Size, region: str, keys: Mapping[str, tuple[str, str]]
-) -> CloudState:
+    mine: CloudState, wish: Wish, size: Size, region: str, keys: Mapping[str, tuple[str, str]],
+    ahead: timedelta = timedelta(0),
+) -> CloudState:  # fmt: skip
     """Write an intent down, with a free name, for each droplet the wish still lacks.
+
+    `ahead` is how far the cloud's clock is ahead of this machine's: a droplet's end is an instant of the cloud's.
 
     `keys` are public host keys by attempt: the first boot's, and the one that replaces it.
 
@@ -119,7 +123,7 @@ def with_intents(
             host_key=host_key,
             next_host_key=next_host_key,
             usd_per_hour=size.usd_per_hour,
-            until=wish.until(now, size.usd_per_hour),
+            until=wish.until(now + ahead, size.usd_per_hour),
             idle_s=wish.idle_s,
             is_armed=wish.is_armed,
             ends_busy=wish.ends_busy,

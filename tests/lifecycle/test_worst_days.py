@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio import to_thread
 
 from chisel import guard
 from chisel.errors import CapacityError, CloudError, HostKeyMismatch
@@ -26,6 +27,7 @@ from chisel.ssh.connector import open_connector
 from chisel.ssh.keys import generate_keypair
 from chisel.state import DropletRecord, StateStore
 from tests.lifecycle.conftest import World, a_size, a_world, wish
+from tests.support import until
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -266,7 +268,7 @@ async def test_a_lost_state_is_rebuilt_from_tags_and_the_droplets_are_verified(w
     assert await world.chisel().recover() == []
     assert await world.chisel().owners() == {owner: 2}
     found = await world.chisel().recover(owner)
-    assert [record.name for record in found] == ["bench-1", "bench-2"]
+    assert sorted(record.name for record in found) == ["bench-1", "bench-2"]
     assert {record.id for record in found} == {record.id for record in before}
     assert all(record.until is not None and record.is_rotated for record in found)
     assert await world.chisel().recover() == []
@@ -290,6 +292,23 @@ async def test_keep_moves_the_limit_on_the_droplet_and_in_the_state(world: World
     assert len(guard.limit_tags(droplet.tags)) == 1
     again = await world.chisel().extend([record], timedelta(minutes=1))
     assert again["bench-1"] == label.until, "a shorter time takes nothing away"
+
+
+async def test_a_clock_that_is_ahead_ends_no_droplet(world: World) -> None:
+    """The laptop's clock jumps two days forward: what the cloud's clock says is what counts."""
+    (record,) = await world.chisel().up(wish(1, ttl=timedelta(seconds=1)))
+    end = record.until
+    assert end is not None
+    await to_thread.run_sync(lambda: until(lambda: datetime.now(UTC) > end, what="the end of its time"))
+    turn(world, date_behind_s=2 * 86400)
+    assert await world.chisel().not_kept([record]) == []
+    turn(world, date_behind_s=0)
+    assert await world.chisel().not_kept([record]) == [record]
+    turn(world, date_behind_s=2 * 86400)
+    (late,) = await world.chisel().up(wish(1, pool="late", ttl=timedelta(hours=8)))
+    assert late.until is not None
+    by_its_clock = late.until - datetime.now(UTC) + timedelta(days=2)
+    assert timedelta(hours=7, minutes=55) < by_its_clock < timedelta(hours=8, minutes=5)
 
 
 async def test_a_budget_is_a_limit_in_time(world: World) -> None:
