@@ -1,14 +1,16 @@
 """Hold the two short programs that start the node program on a droplet, and the command lines that run them.
 
-`START` runs what is installed in `~/.chisel/node/<sha256>/`, or answers `MISSING` and ends: a command costs no extra
-round trip to find out. `INSTALL` takes the archive from standard input, checks its hash, unpacks it and goes on with
-the role on the same channel. The program is unpacked, not run from the zip, so that Python keeps its compiled modules.
+`START` lies beside the program in `~/.chisel/node/<sha256>/` and runs it, so that the line which a session is opened
+with stays short; where there is none, or a damaged one, the line or `START` answers `MISSING` and ends: a command costs
+no extra round trip to find out. `INSTALL` takes the archive from standard input, checks its hash, unpacks it and goes
+on with the role on the same channel. The program is unpacked, not run from the zip, so that Python keeps its compiled
+modules.
 
 The directory appears by one rename, complete; its marker `complete` holds the sources' total size, which each start
 compares, so that a directory damaged by a full disk or a power cut is replaced instead of run. Two that install at
 once are safe: one rename wins, the other's copy is dropped. `python3 -I -S` ignores PYTHON* variables and all site
 directories: only the standard library is needed, and what others have installed there would cost every start. Both
-texts run on Python 3.8 and newer.
+texts run on Python 3.8 and newer, the lines in every usual login shell.
 """
 
 from __future__ import annotations
@@ -27,15 +29,19 @@ from chisel_node.__main__ import main
 sys.exit(main([role]))
 """
 
+START_NAME = "chisel_node_start.py"
+"""What looks at processes knows the program by its name on their command lines (`chisel.node.activity`)."""
 START = (
     """
 import os,sys
-sha,role=sys.argv[1:3]
-top=os.path.expanduser("~/.chisel/node/")+sha
+role=sys.argv[1]
+top=os.getcwd()
+sha=os.path.basename(top)
 try:
  os.utime(top+"/complete")
  with open(top+"/complete") as f:size=int(f.read())
  if size!=sum(e.stat().st_size for e in os.scandir(top+"/chisel_node") if e.name.endswith(".py")):raise ValueError
+ os.chdir(os.path.expanduser("~"))
 except(OSError,ValueError):
  print("CHISEL-NODE-MISSING",flush=True)
  sys.exit(97)
@@ -80,6 +86,8 @@ try:
   try:
    with open(top+"/complete","rb") as f:good=int(f.read())==size==sum(
     e.stat().st_size for e in os.scandir(top+"/chisel_node") if e.name.endswith(".py"))
+   start="/chisel_node_start.py"
+   with open(top+start,"rb") as f,open(new+start,"rb") as g:good=good and f.read()==g.read()
   except(OSError,ValueError):good=False
   if not good:
    os.rename(top,new+".old")
@@ -101,13 +109,11 @@ for name in os.listdir(home):
 
 def start_line(sha256: str, role: str) -> str:
     """Return the shell line that starts a role of the installed program."""
-    return _line(START, sha256, role)
+    word = MISSING.decode("ascii").strip()
+    start = shlex.join([INTERPRETER, "-I", "-S", START_NAME, role])
+    return f"cd ~/.chisel/node/{sha256}&&exec {start};echo {word};exit {MISSING_STATUS}"
 
 
 def install_line(sha256: str, role: str, size: int) -> str:
     """Return the shell line that first takes `size` bytes of program from standard input."""
-    return _line(INSTALL, sha256, role, str(size))
-
-
-def _line(text: str, *arguments: str) -> str:
-    return "exec " + shlex.join([INTERPRETER, "-I", "-S", "-c", text, *arguments])
+    return "exec " + shlex.join([INTERPRETER, "-I", "-S", "-c", INSTALL, sha256, role, str(size)])

@@ -20,6 +20,8 @@ from chisel.ssh.window import correct, widen
 BUFFER_LIMIT = 1 << 18
 _STDERR_LIMIT = 8192
 _SHOWN = 200
+_NO_INTERPRETER = (126, 127)
+"""What a shell ends with when it cannot run the interpreter: there is nothing to put right."""
 _END_S, _CLOSE_S = 1.0, 2.0
 
 
@@ -202,13 +204,19 @@ class NodeChannel:
         self._session.waiting_bytes += sum(len(frame.payload) for frame in found)
         self._session.news.set()
 
-    async def greet(self) -> bool:
-        """Wait for the program's hello; return False when it says that it is missing there."""
+    async def greet(self, *, was_shipped: bool = False) -> bool:
+        """Wait for the program's hello; return False when it has to be shipped: it is missing there, or is mute.
+
+        One that says nothing is damaged, unless it was shipped just now.
+        """
         session = self._session
         while not session.waiting and not session.is_closed and session.error is None:
             session.news.clear()
             await session.news.wait()
+        is_mute = session.is_closed and session.error is None and not session.waiting
         if session.said_missing or self.exit_status == MISSING_STATUS:
+            return False
+        if is_mute and not was_shipped and self.exit_status not in _NO_INTERPRETER:
             return False
         found = await self.receive()
         self._check_hello(found)

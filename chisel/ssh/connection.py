@@ -216,12 +216,13 @@ class Connection:
                 try:
                     with translated(self.host, f"starting `{role}`"), anyio.fail_after(self._deadlines.hello_s):
                         if ships:
-                            await channel.send_raw(self._program.data)
+                            with suppress(HostUnreachable):  # it may have ended, saying why: greet tells
+                                await channel.send_raw(self._program.data)
                         if request is not None and (ships or not ahead.env):
                             was_asked = True
-                            with suppress(HostUnreachable):  # it may have ended, saying why: greet tells
+                            with suppress(HostUnreachable):
                                 await channel.send_json(Kind.REQUEST, request)
-                        if await channel.greet():
+                        if await channel.greet(was_shipped=ships):
                             if ahead.env and not channel.hello.get("was_asked"):
                                 self._drops_environment = True
                                 await channel.send_json(Kind.REQUEST, request)

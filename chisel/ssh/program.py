@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
+from chisel.ssh.boot import START, START_NAME
+
 PACKAGE = "chisel_node"
 _SOURCE = "chisel.node"
 _MEMBER = re.compile(r"[a-z_][a-z0-9_]*\.py")
@@ -28,7 +30,7 @@ class NodeProgram:
 
 def pack_node_program() -> NodeProgram:
     """Pack the modules of `chisel/node`: equal sources give equal bytes. Reads files: call it in a thread."""
-    members = {"__main__.py": _MAIN.encode("ascii")}
+    members = {"__main__.py": _MAIN.encode("ascii"), START_NAME: START.encode("ascii")}
     for entry in resources.files(_SOURCE).iterdir():
         if _MEMBER.fullmatch(entry.name):
             members[f"{PACKAGE}/{entry.name}"] = entry.read_bytes()
