@@ -17,20 +17,18 @@ pytest_plugins = ["chisel.sandbox.pytest"]
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
-LONG = frozenset(
-    {
-        *("test_crash_walk.py", "test_random_commands.py", "test_torture.py", "test_loop.py", "test_run.py"),
-        *(
-            "test_readme.py",
-            "test_kills.py",
-            "test_reaper.py",
-            "test_clocks.py",
-            "test_warm.py",
-            "test_self_destruct.py",
-        ),
-    }
+LONGEST_FIRST = (
+    *("e2e/test_loop.py", "e2e/test_sync.py", "e2e/test_run.py", "agent/test_reaper.py", "agent/test_warm.py"),
+    *("lifecycle/test_worst_days.py", "node/test_visitors.py", "e2e/test_self_destruct.py", "readme/test_readme.py"),
+    *("lifecycle/test_crash_walk.py", "profile/test_engine.py", "e2e/test_profile.py", "profile/test_compare.py"),
+    *("sync/test_pull_changes.py", "e2e/test_transfers.py", "cli/test_cli.py", "agent/test_life.py"),
+    *("node/test_telemetry.py", "node/test_supervisor.py", "sync/test_relay.py", "e2e/test_tokens.py"),
+    *("sync/test_sync.py", "lifecycle/test_up_and_down.py", "e2e/test_relay.py", "agent/test_clocks.py"),
+    *("profile/test_viewer_in_chromium.py", "sync/test_push.py", "e2e/test_broken_transfers.py"),
+    *("sync/test_upload_relay.py", "e2e/test_projects.py", "sync/test_torture.py", "e2e/test_cuts.py"),
+    *("agent/test_kills.py", "ssh/test_connector.py", "node/test_watchdog.py", "e2e/test_smoke.py"),
 )
-"""Files that take minutes."""
+"""The files that take 20 s and more of a worker's time."""
 MUST_HAVE_REAL_PARTS = os.environ.get("CHISEL_TEST_REAL_PARTS") == "required"
 
 
@@ -42,8 +40,9 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, bool]]:
-    return "asyncio", {"debug": True}
+def anyio_backend() -> str:
+    """Choose asyncio; its debug mode, which takes as much time again, is a variable's: PYTHONASYNCIODEBUG=1."""
+    return "asyncio"
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +90,8 @@ def python310() -> str | None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest: with several workers the last ones to end decide."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    ranks = {str(PROJECT / "tests" / name): rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(str(item.path), len(ranks)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
 
-from chisel.sandbox.pytest import sandbox
+from chisel.sandbox.pytest import Sandbox, sandbox
 
 COMMAND_DEADLINE_S = 60
 
@@ -92,6 +94,22 @@ def running_sandbox(directory: Path, *, droplets: str = "asyncssh", **knobs: Any
     """
     with sandbox(directory, droplets=droplets, **{"per_minute": 1_000_000, "per_hour": 1_000_000, **knobs}) as running:
         yield running.environ
+
+
+def droplets_of(cloud: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the droplets that exist in a sandbox."""
+    found = Sandbox(cloud["CHISEL_DO_API_URL"], cloud["CHISEL_DO_TOKEN"]).droplets
+    return [droplet for droplet in found if droplet["is_alive"]]
+
+
+def destroy_all(cloud: Mapping[str, str], *, but: Collection[int] = ()) -> None:
+    """Destroy the droplets of a sandbox by its API: what a test leaves behind is no matter of chisel's."""
+    url, headers = cloud["CHISEL_DO_API_URL"], {"Authorization": f"Bearer {cloud['CHISEL_DO_TOKEN']}"}
+    for droplet in droplets_of(cloud):
+        if droplet["id"] not in but:
+            request = Request(f"{url}/v2/droplets/{droplet['id']}", headers=headers, method="DELETE")
+            with contextlib.suppress(HTTPError), build_opener(ProxyHandler({})).open(request, timeout=20):
+                pass
 
 
 def until(holds: Callable[[], object], *, what: str, deadline_s: float = 15.0) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -102,17 +101,6 @@ def test_completion_completes(user: User) -> None:
 )
 def test_whose_json_it_is(words: list[str], expected: bool) -> None:
     assert wants_json(words, takes_value) is expected
-
-
-def test_help_costs_a_few_interpreter_starts() -> None:
-    def seconds(*words: str) -> float:
-        began = time.perf_counter()
-        subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - began
-
-    bare = min(seconds("-I", "-c", "pass") for _ in range(7))
-    help_ = min(seconds("-m", "chisel", "--help") for _ in range(7))
-    assert help_ < 12 * bare, f"{help_ / bare:.1f} times the bare interpreter"
 
 
 def test_a_closed_reader_is_no_traceback(user: User) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import User, running_sandbox
+from tests.support import User, destroy_all, droplets_of, running_sandbox
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,23 +46,53 @@ def make_user(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
 
     yield make
     for someone in made:
-        someone.chisel("agent", "stop")
+        if request.param == "on":
+            someone.chisel("agent", "stop")
+
+
+class Standing:
+    """A droplet that stays up between tests: what is tested on it is not how it comes up."""
+
+    def __init__(self, cloud: dict[str, str], home: Path) -> None:
+        self._cloud = cloud
+        self._home = home
+        self.ids: frozenset[int] = frozenset()
+
+    def give(self, user: User) -> None:
+        """Make the droplet this user's, as if they had brought it up; another one where it is gone."""
+        if not self.ids or not self.ids <= {one["id"] for one in droplets_of(self._cloud)}:
+            shutil.rmtree(self._home, ignore_errors=True)
+            (self._home / "work").mkdir(parents=True)
+            User(home=self._home, cwd=self._home / "work", cloud=self._cloud).does("up")
+            self.ids = frozenset(one["id"] for one in droplets_of(self._cloud))
+        shutil.copytree(self._home, user.home, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="session")
+def standing(sandbox: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Standing:
+    return Standing(sandbox, tmp_path_factory.mktemp("standing") / "home")
 
 
 @pytest.fixture
-def user(sandbox: dict[str, str], make_user: Callable[[dict[str, str]], User]) -> Iterator[User]:
+def user(sandbox: dict[str, str], standing: Standing, make_user: Callable[[dict[str, str]], User]) -> Iterator[User]:
     """Give a user of the session's sandbox, whose droplets are gone afterwards."""
     someone = make_user(sandbox)
     yield someone
-    for pool in {"chisel-dev", "bench", "wide"}:
-        someone.chisel("down", "--pool", pool, "--all", "--yes")
+    destroy_all(sandbox, but=standing.ids)
+
+
+@pytest.fixture
+def one(user: User, standing: Standing) -> User:
+    """Give a user who has one droplet."""
+    standing.give(user)
+    return user
 
 
 @pytest.fixture(params=["asyncssh", pytest.param("openssh", marks=pytest.mark.real_part("sshd", "root"))])
 def user_of_either(request: pytest.FixtureRequest, make_user: Callable[[dict[str, str]], User]) -> Iterator[User]:
     """Give a user of each kind of droplet in turn."""
     name = "sandbox" if request.param == "asyncssh" else "openssh_sandbox"
-    someone = make_user(request.getfixturevalue(name))
+    cloud = request.getfixturevalue(name)
+    someone = make_user(cloud)
     yield someone
-    for pool in {"chisel-dev", "bench"}:
-        someone.chisel("down", "--pool", pool, "--all", "--yes")
+    destroy_all(cloud)

@@ -66,12 +66,6 @@ def test_the_whole_loop(user_of_either: User) -> None:
     assert user.does("status", "--json").of("status")[0]["pools"] == []
 
 
-@pytest.fixture
-def one(user: User) -> User:
-    user.does("up")
-    return user
-
-
 @pytest.mark.parametrize(
     ("line", "status"),
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chisel.sandbox.pytest import Sandbox, sandbox
-from tests.support import User
+from tests.support import User, destroy_all
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -26,7 +26,7 @@ def user(cloud: Sandbox, tmp_path: Path) -> Iterator[User]:
         (tmp_path / name).mkdir()
     someone = User(home=tmp_path / "home", cwd=tmp_path / "work", cloud=cloud.environ)
     yield someone
-    someone.chisel("down", "--all", "--yes")
+    destroy_all(cloud.environ)
 
 
 def test_setup_runs_once_on_every_droplet_and_again_when_its_text_changes(user: User) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from chisel.sandbox.pytest import Sandbox, sandbox
-from tests.support import User, until
+from tests.support import User, destroy_all, until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -28,7 +28,7 @@ def user(cloud: Sandbox, tmp_path: Path) -> Iterator[User]:
     work.mkdir()
     someone = User(home=home, cwd=work, cloud=cloud.environ)
     yield someone
-    someone.chisel("down", "--all", "--yes")
+    destroy_all(cloud.environ)
 
 
 def armed(user: User, cloud: Sandbox) -> str:

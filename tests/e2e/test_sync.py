@@ -16,12 +16,6 @@ from tests.support import User, processes_with, until
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture
-def one(user: User) -> User:
-    user.does("up")
-    return user
-
-
 def test_run_syncs_and_runs_in_one_message(one: User) -> None:
     (one.cwd / "sub").mkdir()
     (one.cwd / "sub" / "a.txt").write_text("first\n")
@@ -48,6 +42,30 @@ def test_the_record_of_a_run_names_its_tree(one: User) -> None:
     run_id = ended.of("run_started")[0]["run_id"]
     record = one.does("run", f"cat ~/.chisel/runs/{run_id}/run.json").out
     assert json.loads(record)["tree_hash"] == ended.of("sync_ended")[0]["result"]["tree_hash"]
+
+
+@pytest.mark.real_part("git")
+def test_records_say_what_the_tree_was_checked_out_from(one: User) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        said = subprocess.run(["git", "-C", one.cwd, *who, *words], check=True, capture_output=True, text=True)
+        return said.stdout.strip()
+
+    (one.cwd / "a").write_text("a")
+    outside = one.does("run", "-s", "--json", "true")
+    assert outside.of("run_started")[0]["git"] is None
+    git("init", "-q", "-b", "faster")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    clean = {"revision": git("rev-parse", "HEAD"), "is_dirty": False, "branch": "faster"}
+    ended = one.does("run", "-s", "--json", "true")
+    assert ended.of("sync_ended")[0]["result"]["git"] == ended.of("run_started")[0]["git"] == clean
+    (one.cwd / "a").write_text("b")
+    assert one.does("sync", "--json").of("sync_ended")[0]["result"]["git"] == {**clean, "is_dirty": True}
+    (started,) = one.does("run", "--json", "true").of("run_started")
+    assert started["git"] == {**clean, "is_dirty": True}, "a later command runs on the tree that was synced last"
+    record = json.loads(one.does("run", f"cat ~/.chisel/runs/{started['run_id']}/run.json").out)
+    assert record["git"] == started["git"]
 
 
 def test_a_sync_that_fails_runs_nothing(one: User) -> None:

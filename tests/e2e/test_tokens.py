@@ -26,12 +26,12 @@ LOGGED = (
 
 @contextlib.contextmanager
 def watched_arguments(*marks: str) -> Iterator[list[str]]:
-    """Collect the command line of every process that ever shows one of these marks, as fast as /proc can be read."""
+    """Collect the command line of every process that ever shows one of these marks, looking fifty times a second."""
     found: list[str] = []
     over = threading.Event()
 
     def watch() -> None:
-        while not over.is_set():
+        while not over.wait(0.02):
             for entry in os.listdir("/proc"):
                 if entry.isdigit():
                     with contextlib.suppress(OSError):

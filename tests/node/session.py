@@ -18,6 +18,9 @@ from chisel.node.frames import Frame, Kind
 
 DEADLINE_S = 20.0
 
+RUN_1, RUN_2, RUN_3 = (f"r{number}-{os.getpid()}" for number in (1, 2, 3))
+"""Runs of one name share a control group: those of another worker's tests have other names."""
+
 
 class Session:
     """One role under way; reading stops when the test does not read."""

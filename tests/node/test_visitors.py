@@ -17,7 +17,7 @@ import pytest
 
 from chisel.node import cgroup
 from chisel.node.frames import OFFSET, OUTPUT, Kind
-from tests.node.session import Session
+from tests.node.session import RUN_1, RUN_2, RUN_3, Session
 from tests.support import processes_with, until
 
 pytestmark = [pytest.mark.timeout(90), pytest.mark.skipif(os.name != "posix", reason="droplets are POSIX systems")]
@@ -26,16 +26,16 @@ NOWHERE = {"stdout": 0, "stderr": 0, "stdout_crc32": 0, "stderr_crc32": 0}
 
 
 def order(line: str, **changes: object) -> dict[str, object]:
-    return {"run_id": "r1", "line": line, "cwd": "~", "env": {}, "stdin": False, "owner": "me", **changes}
+    return {"run_id": RUN_1, "line": line, "cwd": "~", "env": {}, "stdin": False, "owner": "me", **changes}
 
 
-def record(home: Path, name: str = "exit.json", run_id: str = "r1") -> dict[str, Any]:
+def record(home: Path, name: str = "exit.json", run_id: str = RUN_1) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((home / ".chisel" / "runs" / run_id / name).read_text())
     return found
 
 
 def attaching(**more: object) -> dict[str, object]:
-    return {"run_id": "r1", "place": NOWHERE, **more}
+    return {"run_id": RUN_1, "place": NOWHERE, **more}
 
 
 def cut(session: Session) -> None:
@@ -95,7 +95,7 @@ def test_a_place_with_another_checksum_is_refused(start: Start) -> None:
 def test_who_attaches_takes_over(start: Start) -> None:
     with start("supervise", order("echo one; read x; echo two", stdin=True)) as first:
         first.until(Kind.STDOUT)
-        with start("attach", {"run_id": "r1", "place": None}) as second:
+        with start("attach", {"run_id": RUN_1, "place": None}) as second:
             second.until(Kind.ATTACHED)
             assert first.until(Kind.ERROR).json()["code"] == "taken-over"
             second.send(Kind.STDIN_EOF)
@@ -159,8 +159,8 @@ def test_a_detached_run_goes_on_alone_and_keeps_its_status(start: Start, home: P
         session.until(Kind.STARTED)
         session.send(Kind.LEAVE)
         cut(session)
-        until(lambda: (home / ".chisel" / "runs" / "r1" / "exit.json").exists(), what="its record")
-    with start("attach", {"run_id": "r1", "place": None}) as later:
+        until(lambda: (home / ".chisel" / "runs" / RUN_1 / "exit.json").exists(), what="its record")
+    with start("attach", {"run_id": RUN_1, "place": None}) as later:
         later.until(Kind.ATTACHED)
         out, _, ended = later.rest()
     assert (out, ended["status"]) == (b"one\ntwo\n", 6)
@@ -169,7 +169,7 @@ def test_a_detached_run_goes_on_alone_and_keeps_its_status(start: Start, home: P
 def test_logs_look_and_do_not_touch(start: Start) -> None:
     with start("supervise", order("echo one; read x; echo two", stdin=True)) as first:
         first.until(Kind.STDOUT)
-        with start("logs", {"run_id": "r1"}) as looking:
+        with start("logs", {"run_id": RUN_1}) as looking:
             assert looking.until(Kind.REPLY).json()["running"] is True
             assert looking.until(Kind.STDOUT).payload[OUTPUT.size :] == b"one\n"
             assert looking.next() is None
@@ -185,7 +185,7 @@ def test_logs_since_a_moment_leave_out_what_is_older(start: Start) -> None:
     with start("supervise", order("echo old; sleep 1.3; echo new")) as first:
         first.rest()
     middle = record(Path(first.hello["home"]), "run.json")["started_at"] + 1
-    with start("logs", {"run_id": "r1", "since": middle}) as looking:
+    with start("logs", {"run_id": RUN_1, "since": middle}) as looking:
         place = looking.until(Kind.ATTACHED).json()["place"]
         while place["stdout"] == 0:
             place = looking.until(Kind.ATTACHED).json()["place"]
@@ -198,20 +198,20 @@ def test_kill_returns_when_nothing_is_left(start: Start, line: str) -> None:
     mark = f"sleep 713.{os.getpid()}"
     with start("supervise", order(line.format(m=mark), detached=True)) as first:
         until(lambda: processes_with(mark), what="the command")
-        with start("kill", {"run_id": "r1", "grace_s": 0.5}) as ending:
+        with start("kill", {"run_id": RUN_1, "grace_s": 0.5}) as ending:
             answer = ending.until(Kind.REPLY).json()
         assert processes_with(mark) == []
         assert (answer["was_running"], answer["running"]) == (True, False)
         assert answer["status"] in {143, 137, 0}
         first.until(Kind.EXIT)
-    with start("kill", {"run_id": "r1"}) as again:
+    with start("kill", {"run_id": RUN_1}) as again:
         assert again.until(Kind.REPLY).json()["was_running"] is False
 
 
 def test_kill_with_a_signal_sends_it(start: Start) -> None:
     with start("supervise", order("trap 'echo caught; exit 5' USR2; echo up; while :; do sleep 0.02; done")) as first:
         first.until(Kind.STDOUT)
-        with start("kill", {"run_id": "r1", "signal": int(signal.SIGUSR2)}) as ending:
+        with start("kill", {"run_id": RUN_1, "signal": int(signal.SIGUSR2)}) as ending:
             assert ending.until(Kind.REPLY).json()["was_running"] is True
         assert first.until(Kind.EXIT).json()["status"] == 5
 
@@ -265,7 +265,7 @@ def test_what_leaves_its_session_stays_in_the_control_group(start: Start) -> Non
     mark = f"sleep 715.{os.getpid()}"
     with start("supervise", order(f"setsid -f {mark}; echo up; sleep 30")) as session:
         session.until(Kind.STDOUT)
-        group = cgroup.find("r1")
+        group = cgroup.find(RUN_1)
         assert group is not None
         assert len(group.processes()) == 2
         session.process.kill()  # nobody reaps now; whoever looks at the record ends what is left
@@ -273,7 +273,7 @@ def test_what_leaves_its_session_stays_in_the_control_group(start: Start) -> Non
         with start("status", {}) as asking:
             asking.until(Kind.REPLY)
         until(lambda: not processes_with(mark), what="the end of what the killed supervisor left")
-        until(lambda: cgroup.find("r1") is None or not group.is_populated(), what="an empty group")
+        until(lambda: cgroup.find(RUN_1) is None or not group.is_populated(), what="an empty group")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can be somebody else")
@@ -282,9 +282,9 @@ def test_a_command_runs_as_another_user(start: Start, tmp_path: Path) -> None:
         out = session.rest()[0].decode().split("\n")
     assert out[0] == "nobody"
     assert out[1].endswith("|nobody")
-    with start("supervise", order("true", run_id="r2", user="nobody")) as session:
+    with start("supervise", order("true", run_id=RUN_2, user="nobody")) as session:
         assert "may not enter" in session.until(Kind.ERROR).json()["message"]
-    with start("supervise", order("true", run_id="r3", user="nosuchuser", cwd="/")) as session:
+    with start("supervise", order("true", run_id=RUN_3, user="nosuchuser", cwd="/")) as session:
         assert session.until(Kind.ERROR).json()["code"] == "no-user"
 
 
@@ -296,7 +296,7 @@ def test_a_virtual_environment_and_devices(start: Start, home: Path) -> None:
     line = "python; echo $VIRTUAL_ENV; echo $ROCR_VISIBLE_DEVICES"
     with start("supervise", order(line, venv="v", gpus="0,3")) as session:
         assert session.rest()[0].decode().split() == ["mine", str(home / "v"), "0,3"]
-    with start("supervise", order("true", run_id="r2", venv="nosuch")) as session:
+    with start("supervise", order("true", run_id=RUN_2, venv="nosuch")) as session:
         assert session.until(Kind.ERROR).json()["code"] == "no-venv"
 
 
@@ -332,11 +332,11 @@ def test_a_container_gets_devices_and_working_copy_and_no_value_on_its_command_l
     assert (out.decode(), ended["status"]) == (f"{home}/chisel/work\ns3cret\n", 5)
     session.process.wait(20)
     ran, removed = [json.loads(line) for line in (home / "called").read_text().splitlines()]
-    assert ran[:5] == ["run", "--rm", "--init", "--name", "chisel-r1"]
+    assert ran[:5] == ["run", "--rm", "--init", "--name", f"chisel-{RUN_1}"]
     assert f"--volume={home}/chisel:{home}/chisel" in ran
     assert ran[-4:] == ["rocm/dev", "bash", "-c", "pwd; echo $SECRET; exit 5"]
     assert not [word for word in ran if "s3cret" in word]
-    assert removed == ["rm", "--force", "chisel-r1"]
+    assert removed == ["rm", "--force", f"chisel-{RUN_1}"]
 
 
 def test_without_an_engine_a_container_is_refused(start: Start, home: Path) -> None:

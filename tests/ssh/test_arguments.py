@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +17,7 @@ from chisel.ssh.connector import open_connector
 from tests.ssh.conftest import Sshd
 
 pytestmark = pytest.mark.timeout(180)
-LISTS, AT_ONCE = 100_000, 400
+LISTS, LISTS_ON_DROPLET, AT_ONCE = 100_000, 4_000, 400
 """A kernel takes no argument above 128 KiB (execve(2), MAX_ARG_STRLEN): so many lists go into one line."""
 
 NASTY = ["", *" '\"\\*?~#!|;\n\t\r", "$HOME", "`id`", "$(id)", "-x", "--", "&&"]
@@ -33,24 +35,43 @@ def random_word(chance: random.Random) -> str:
     return "".join(chr(chance.randrange(1, 0xD800)) for _ in range(chance.randrange(1, 5)))
 
 
+SHOW = 'show() { printf "%s\\0" "$#" "$@"; }\n'
+
+
+def random_lists(chance: random.Random, size: int) -> list[list[str]]:
+    return [[random_word(chance) for _ in range(chance.randrange(1, 6))] for _ in range(size)]
+
+
+def line_of(lists: list[list[str]]) -> str:
+    """Return a line that shows every list: `shell_line` is what Pool.run makes of one, bash gives it back."""
+    return SHOW + "\n".join(shell_line(["show", *words]) for words in lists)
+
+
+def check_shown(said: bytes, lists: list[list[str]]) -> None:
+    found = iter(said.decode().split("\0"))
+    for words in lists:
+        assert [next(found) for _ in range(int(next(found)))] == words
+    assert list(found) == [""]
+
+
 @pytest.mark.real_part("sshd")
 async def test_arguments_come_back_unchanged(sshd: Sshd) -> None:
     chance = random.Random(20261124)
-    left = LISTS
     async with open_connector(sshd.key) as connector:
-        while left:
-            size = min(left, AT_ONCE)
-            lists = [[random_word(chance) for _ in range(chance.randrange(1, 6))] for _ in range(size)]
-            # `shell_line` is what Pool.run makes of a list of words; the shell's own function gives them back.
-            lines = "\n".join(shell_line(["show", *words]) for words in lists)
-            order = Order(line='show() { printf "%s\\0" "$#" "$@"; }\n' + lines, capture=True)
-            (result,) = await run_pool(connector, [sshd.host], order, NullSink())
+        for _ in range(LISTS_ON_DROPLET // AT_ONCE):
+            lists = random_lists(chance, AT_ONCE)
+            (result,) = await run_pool(connector, [sshd.host], Order(line=line_of(lists), capture=True), NullSink())
             assert result.status == 0, result.error
             assert result.stdout is not None
-            found = iter(result.stdout.decode().split("\0"))
-            for words in lists:
-                assert [next(found) for _ in range(int(next(found)))] == words
-            left -= size
+            check_shown(result.stdout, lists)
+
+
+def test_arguments_come_back_from_a_shell(tmp_path: Path) -> None:
+    """The same with so many that the network would only take time."""
+    lists = random_lists(random.Random(20261126), LISTS)
+    script = tmp_path / "script"
+    script.write_bytes(line_of(lists).encode())
+    check_shown(subprocess.run(["bash", script], check=True, capture_output=True, timeout=150).stdout, lists)
 
 
 @pytest.mark.parametrize(

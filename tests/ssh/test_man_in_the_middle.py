@@ -1,4 +1,4 @@
-"""Put somebody between chisel and its droplets, 1,000 times: nothing but the key exchange ever reaches them."""
+"""Put somebody between chisel and its droplets, hundreds of times: nothing but the key exchange ever reaches them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chisel.model import DropletId, Host
 from chisel.ssh.connector import Connector, open_connector
 from chisel.ssh.keys import KeyPair, generate_keypair
 
-ATTEMPTS = 1000
+ATTEMPTS = 200
 AT_ONCE = 20
 SECRET = "make secret-target"
 VERSION = "OpenSSH_9.6p1"  # whose sessions are sent with the login
@@ -91,7 +91,7 @@ async def tell(connector: Connector, host: Host) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_a_thousand_men_in_the_middle_hear_nothing() -> None:
+async def test_hundreds_of_men_in_the_middle_hear_nothing() -> None:
     met: Counter[str] = Counter()
     heard: list[str] = []
     for name, (host, shown) in SCENES.items():

@@ -98,7 +98,7 @@ async def test_a_killed_neighbour_costs_nobody_else_anything(fleet: Fleet, data:
     found: list[PushResult] = []
 
     async def push() -> None:
-        found.extend(await fleet.upload([data], "on", throttle=Throttle(4e6)))
+        found.extend(await fleet.upload([data], "on", throttle=Throttle(2e6)))
 
     def has_begun() -> bool:
         parts = (fleet.homes[5] / "data").rglob(".chisel-*")
