@@ -21,6 +21,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PART = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _SMALL_PART = "part"
 _IGNORE = ".gitignore"
+_TRIES = 50
 _PROBES = ("Case", "case"), (unicodedata.normalize("NFC", "\u00e9"), unicodedata.normalize("NFD", "\u00e9"))
 
 
@@ -31,15 +32,12 @@ class Stage:
         self._root = root
         self._keeps = False
         self.name = STAGE_PREFIX
-        self.handle = self._open_shared()
+        self.handle: int | None = self._open_shared()
         self._keeps = self.handle is not None
-        if self.handle is None:
-            self.name = f"{STAGE_PREFIX}-{secrets.token_hex(4)}"
-            os.mkdir(self.name, 0o700, dir_fd=root)
-            self.handle = os.open(self.name, _DIRECTORY, dir_fd=root)
-            fcntl.flock(self.handle, fcntl.LOCK_EX)
-        else:
+        if self._keeps:
             self._clean_up_after_others()
+        else:
+            self._open_own()
         with contextlib.suppress(OSError):
             ignore = os.open(_IGNORE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.handle)
             with os.fdopen(ignore, "w") as out:
@@ -47,18 +45,46 @@ class Stage:
 
     def _open_shared(self) -> int | None:
         """Open and lock the stage of the target; None where something else has its name or another pull uses it."""
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(STAGE_PREFIX, 0o700, dir_fd=self._root)
-        try:
-            handle = os.open(STAGE_PREFIX, _DIRECTORY, dir_fd=self._root)
-        except OSError:
-            return None
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(STAGE_PREFIX, 0o700, dir_fd=self._root)
+            try:
+                handle = self._locked(STAGE_PREFIX)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return None
+            if handle is not None:
+                return handle
+        return None
+
+    def _open_own(self) -> None:
+        """Make a stage that nobody else uses; raises OSError."""
+        for _ in range(_TRIES):
+            self.name = f"{STAGE_PREFIX}-{secrets.token_hex(4)}"
+            os.mkdir(self.name, 0o700, dir_fd=self._root)
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+                self.handle = self._locked(self.name)
+                if self.handle is not None:
+                    return
+        raise FileNotFoundError(errno.ENOENT, "others removed it again and again", self.name)
+
+    def _locked(self, name: str) -> int | None:
+        """Open and lock a directory; None when it was removed meanwhile: whoever cleans up may take it for left over.
+
+        Raises OSError: BlockingIOError where another has locked it.
+        """
+        handle = os.open(name, _DIRECTORY, dir_fd=self._root)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            return None
-        return handle
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(name, dir_fd=self._root, follow_symlinks=False)):
+                    found, handle = handle, -1
+                    return found
+        finally:
+            if handle >= 0:
+                os.close(handle)
+        return None
 
     def _clean_up_after_others(self) -> None:
         """Remove the stages of second pulls that were killed."""

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from chisel.events import Event, NullSink, Progress
 from chisel.model import PullResult
 from chisel.sync.pull import PullOptions, pull
 from chisel.sync.pulled import name_of, pulled_paths
+from chisel.sync.stage import Stage
 from chisel.sync.throttle import Throttle
 from tests.sync.conftest import REMOTE, Bench
 from tests.sync.test_push import snapshot, write
@@ -303,3 +305,23 @@ async def test_two_pulls_into_one_directory_do_not_meet(bench: Bench, remote: Pa
     assert not [path.name for path in here.iterdir() if "chisel" in path.name]
     assert (here / "out/weights.bin").read_bytes() == (remote / "out/weights.bin").read_bytes()
     assert {"d1", "d2"} < {path.name for path in (here / "out").iterdir()}
+
+
+def test_stages_of_many_pulls_at_once_are_never_taken_for_left_over(tmp_path: Path) -> None:
+    """Each cleans up after those that were killed, and none of the others is: as often as they meet."""
+
+    def pull_often() -> int:
+        root = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for _ in range(200):
+                stage = Stage(root)
+                os.stat(stage.name, dir_fd=root)
+                os.close(stage.open_part("small", 1))
+                stage.close()
+            return 1
+        finally:
+            os.close(root)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(lambda _: pull_often(), range(4))) == 4
+    assert list(tmp_path.iterdir()) == []
