@@ -44,7 +44,11 @@ _STAGE_KEPT_S = 3 * 86400.0
 def prepare() -> Manifest | None:
     """Read, while there is no request as yet, what is known of the working copy that was synced last."""
     directory = locks.latest_directory()
-    return Manifest.load(directory) if directory is not None else None
+    if directory is None:
+        return None
+    manifest = Manifest.load(directory)
+    manifest.hashing.of_rows(manifest.rows)
+    return manifest
 
 
 def main(channel: stdio.Channel, request: dict[str, Any], ready: Manifest | None = None) -> int:
@@ -133,8 +137,11 @@ class Sync:
     def _serve(self) -> str | None:
         facts, is_thorough = self._manifest.facts, bool(self._request.get("checksum"))
         self._survey = look_around(self._directories, self._manifest.rows, is_thorough=is_thorough)
-        if self._request.get("waits") and not self._take_rest_of_request():
-            return None
+        if self._request.get("waits"):
+            if facts.token and not self._survey.differs:
+                self._tell_seen()
+            if not self._take_rest_of_request():
+                return None
         request = self._request
         knows = bool(facts.token) and request.get("base") == facts.token
         if not self._take_first_stream():
@@ -187,6 +194,14 @@ class Sync:
             self._channel.send(Kind.DATA, data)
         self._channel.send(Kind.DATA_END)
 
+    def _tell_seen(self) -> None:
+        """Say, before the client has looked through its own tree, that here nothing has changed since the last sync.
+
+        A client whose tree has not changed either is done with that, and does not wait for more.
+        """
+        known = self._manifest.facts
+        self._channel.send_json(Kind.REPLY, {**self._done_facts(self._facts(known.tree, known.token), 0), "seen": True})
+
     def _description(self, state: str) -> Iterator[list[Any]]:
         """Give what is here: everything, or what differs from the base that the client knows."""
         rows, changed, drift = self._manifest.rows, self._survey.changed, set(self._survey.drift)
@@ -207,7 +222,8 @@ class Sync:
         touched = {path: row for path, row in self._survey.changed.items() if row is not None}
         known = self._manifest.facts
         facts = self._facts(known.tree, known.token)
-        self._reply_done(facts, 0, {"same": True})
+        with contextlib.suppress(BrokenPipeError):  # what was seen was enough for it
+            self._reply_done(facts, 0, {"same": True})
         if touched or facts.owner != known.owner:
             self._manifest.settle(touched, [], facts)
         return facts.tree
@@ -218,21 +234,19 @@ class Sync:
         return Facts(whole, token, owner, name, time.time())
 
     def _reply_done(self, facts: Facts, puts: int, more: dict[str, Any]) -> None:
+        self._channel.send_json(Kind.REPLY, {**self._done_facts(facts, puts), "done": True, **more})
+
+    def _done_facts(self, facts: Facts, puts: int) -> dict[str, Any]:
         rows = self._manifest.rows
-        self._channel.send_json(
-            Kind.REPLY,
-            {
-                "done": True,
-                "token": facts.token,
-                "tree": facts.tree,
-                "puts": puts,
-                "files": sum(row.kind != tree.DIRECTORY for row in rows.values()),
-                "codecs": unpacking.codecs(),
-                "drift": self._survey.drift,
-                "relayed": self._incoming.relayed_bytes,
-                **more,
-            },
-        )
+        return {
+            "token": facts.token,
+            "tree": facts.tree,
+            "puts": puts,
+            "files": sum(row.kind != tree.DIRECTORY for row in rows.values()),
+            "codecs": unpacking.codecs(),
+            "drift": self._survey.drift,
+            "relayed": self._incoming.relayed_bytes,
+        }
 
     # -- what the client sends
 
@@ -319,7 +333,7 @@ class Sync:
             else:
                 before[path] = row
         after = applied(before, orders)
-        whole = tree.rows_hash((path, row.kind, row.mode, row.digest) for path, row in after.items())
+        whole = self._manifest.hashing.of_rows(after)
         if whole != self._wanted:
             raise stdio.Refused("mismatch", "the tree would not be what it should be")
         switch = Switch(self._directories, stage, before, after, orders)

@@ -14,7 +14,7 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 FILE = "f"
@@ -85,13 +85,42 @@ def _encoded_length(text: str) -> int:
 
 def tree_hash(items: Iterable[Item]) -> str:
     """Return one hash of paths, kinds, modes and contents, whatever the order; times do not count."""
-    return rows_hash((item[0], item[1], item[2], item[3]) for item in items)
+    return _hash_of([f"{path}\0{kind}{mode:o}\0{digest}" for path, kind, mode, digest, *_ in items])
 
 
-def rows_hash(rows: Iterable[tuple[str, str, int, str]]) -> str:
-    """Return the tree hash of rows of path, kind, mode and digest."""
-    whole = "\0".join(sorted([f"{path}\0{kind}{mode:o}\0{digest}" for path, kind, mode, digest in rows]))
-    return hashlib.sha256(whole.encode("utf-8", "surrogateescape")).hexdigest()
+def _hash_of(lines: list[str]) -> str:
+    lines.sort()
+    return hashlib.sha256("\0".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class TreeHash:
+    """Give the tree hash of one tree again and again: only what has changed since is written out anew.
+
+    Items or rows that are the same objects as before are taken to be unchanged.
+    """
+
+    def __init__(self) -> None:
+        self._known: Mapping[str, Any] = {}
+        self._lines: dict[str, str] = {}
+
+    def of_items(self, items: Mapping[str, Item]) -> str:
+        """Return `tree_hash` of a tree's items by path."""
+        return self._of(items, lambda item: (item[1], item[2], item[3]))
+
+    def of_rows(self, rows: Mapping[str, Any]) -> str:
+        """Return the same of rows that begin with kind, mode and digest, by path."""
+        return self._of(rows, lambda row: (row[0], row[1], row[2]))
+
+    def _of(self, found: Mapping[str, Any], look: Callable[[Any], tuple[str, int, str]]) -> str:
+        known, lines = self._known, self._lines
+        for path in [path for path, one in found.items() if known.get(path) is not one]:
+            kind, mode, digest = look(found[path])
+            lines[path] = f"{path}\0{kind}{mode:o}\0{digest}"
+        if len(lines) > len(found):
+            for path in lines.keys() - found.keys():
+                del lines[path]
+        self._known = dict(found)
+        return _hash_of(list(lines.values()))
 
 
 def relocated(path: str, old: str, new: str) -> str | None:

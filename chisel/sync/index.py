@@ -11,7 +11,7 @@ from typing import Any
 
 from chisel.node import kept
 from chisel.node.offer import RACY_NS
-from chisel.node.tree import Item
+from chisel.node.tree import Item, TreeHash
 from chisel.sync.relisting import Lister
 
 _VERSION = 4
@@ -39,14 +39,15 @@ def index_file_for(index_dir: Path, root: Path) -> Path:
 class Index:
     """The hashes of one tree's files, by path, and the block checksums of contents, by digest. For one thread.
 
-    `items`, `tree_hash`, what `lister` knows and `last` (the scan's own) are those of the last scan, in memory only: a
-    kept index makes the next scan quicker.
+    `items`, `tree_hash`, what `hashing` and `lister` know and `last` (the scan's own) are those of the last scan, in
+    memory only: a kept index makes the next scan quicker.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.items: dict[str, Item] = {}
         self.tree_hash = ""
+        self.hashing = TreeHash()
         self.lister = Lister()
         self.last: Any = None
         self._files = kept.Table(str(file), _VERSION)

@@ -207,6 +207,11 @@ class Part:
             return await self._answer(channel)
         elif frame.kind == Kind.REPLY:
             facts = frame.json()
+            if facts.get("seen"):
+                if not self._is_settled_by(facts):
+                    return False
+                await self._finish(facts)
+                return True
             if facts.get("done"):
                 await self._finish(facts)
                 return True
@@ -217,6 +222,11 @@ class Part:
             name = self._host.name
             raise RemoteError(f"`{name}` answers a sync with frame {frame.kind}", host=name, code="bug")
         return False
+
+    def _is_settled_by(self, facts: Mapping[str, Any]) -> bool:
+        """Say whether nothing is left to do for a droplet that has what it is known to have, and nothing else."""
+        is_known = self._base is not None and facts.get("token") == self._there.token
+        return is_known and not self._asks and self._plan is not None and self._plan.is_empty and self._cast is None
 
     async def _answer(self, channel: Channel) -> bool:
         """Send what the droplet needs, now that it has said what it has."""

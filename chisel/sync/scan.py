@@ -93,7 +93,7 @@ def scan(
     gone = (known.keys() if look.is_whole else known.keys() & look.looked_at) - found.keys()
     index.change({path: seen for path, seen in found.items() if known.get(path) is not seen}, gone)
     if look.is_deferred or not index.tree_hash or look.items != index.items:
-        index.tree_hash = "" if look.is_deferred else tree.tree_hash(look.items.values())
+        index.tree_hash = "" if look.is_deferred else index.hashing.of_items(look.items)
     index.items = look.items
     index.last = look.seen()
     links = (f"{look.links} hard links are sent as files of their own",) if look.links else ()

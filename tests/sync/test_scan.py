@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from chisel.errors import UsageError
+from chisel.node.tree import FILE, LINK, Item, TreeHash, tree_hash
 from chisel.sync.ignore import Rules, Surroundings
 from chisel.sync.index import Index
 from chisel.sync.scan import scan
@@ -206,3 +208,20 @@ def test_too_much_is_said_once_for_the_same_causes(tmp_path: Path) -> None:
     assert scan(tmp_path / "tree", index).warning is None
     (tmp_path / "tree" / ".chiselignore").unlink()
     assert scan(tmp_path / "tree", index).warning is not None, "it was gone in between"
+
+
+def test_a_tree_hash_that_goes_on_is_the_same(tmp_path: Path) -> None:
+    """What is not written out anew gives the hash that all of it would."""
+    chance, hashing = random.Random(3), TreeHash()
+    items = {
+        f"d{number % 7}/f{number}": Item(f"d{number % 7}/f{number}", FILE, 0o644, "ab" * 32) for number in range(99)
+    }
+    for step in range(200):
+        for path in chance.sample(sorted(items), 3):
+            items[path] = items[path]._replace(digest=f"{step:064x}", mode=chance.choice([0o644, 0o755]))
+        if chance.random() < 0.3:
+            del items[chance.choice(sorted(items))]
+        if chance.random() < 0.4:
+            path = f"d{chance.randrange(9)}/\udce9{step}"
+            items[path] = Item(path, LINK, 0, "target")
+        assert hashing.of_items(items) == tree_hash(items.values())

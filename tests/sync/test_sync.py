@@ -140,7 +140,7 @@ async def test_what_arrived_before_a_cut_is_not_sent_again(bench: Bench) -> None
         await bench.push(heard.node)
     await to_thread.run_sync(partial(_until_settled, bench))
     held = len(staged(bench))
-    assert 5 < held < 30
+    assert 4 < held < 30  # one of those that were seen may have been half a file
     assert snapshot(bench.remote) == {}
     await bench.reconnect()
     again = Heard(bench)
