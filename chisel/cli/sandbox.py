@@ -151,9 +151,9 @@ async def _play(script: list[list[str]], environ: Mapping[str, str], directory: 
 
 
 async def _run_child(command: list[str], environ: Mapping[str, str], directory: Path) -> int:
-    """Run a command on this terminal; cancelled, it interrupts the command and waits for it, in bounded time."""
+    """Run a command on this terminal, from which it reads nothing; cancelled, it ends it, in bounded time."""
     async with await anyio.open_process(
-        command, stdin=None, stdout=None, stderr=None, env=dict(environ), cwd=directory
+        command, stdin=subprocess.DEVNULL, stdout=None, stderr=None, env=dict(environ), cwd=directory
     ) as child:
         try:
             return await child.wait()

@@ -87,6 +87,7 @@ async def scanned(client: Client, root: Path, tree: Tree, options: SyncOptions |
             found.append(await scan_tree(root, tree.index, is_thorough=is_thorough, surroundings=surroundings))
         except ChiselError as error:
             found.append(error)
+            patience.cancel()
         patience.deadline = anyio.current_time() + _GIT_S
 
     async with anyio.create_task_group() as tasks:

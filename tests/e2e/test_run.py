@@ -496,3 +496,16 @@ def test_host_blocks_follow_the_pool(user: User) -> None:
     assert "Host bench-1" not in config.read_text()
     assert user.chisel("ssh", "1", "-L", "99999").status == 2
     assert user.chisel("ssh").status == 2
+
+
+def test_the_demo_asks_nothing_of_who_tries_it_in_a_terminal(tmp_path: Path) -> None:
+    for name in ("home", "work"):
+        (tmp_path / name).mkdir()
+    pid, master = on_terminal(User(home=tmp_path / "home", cwd=tmp_path / "work"), "demo", "-n", "1")
+    try:
+        seen = read_until(master, b"the sandbox's bill", 100.0)
+    except AssertionError:
+        os.kill(pid, signal.SIGTERM)
+        raise
+    assert b"0 droplets are left of 1" in seen
+    assert ended_with(pid, master) == 0
