@@ -79,7 +79,7 @@ class Desk:
 
     def is_young(self, record: DropletRecord) -> bool:
         """Say whether the API may not know the droplet yet (its reads lag behind a create)."""
-        return (datetime.now(UTC) - record.created_at).total_seconds() < self.settle_after_s
+        return (self.now() - record.created_at).total_seconds() < self.settle_after_s
 
     async def exists(self, id: DropletId) -> bool:
         """Ask for one droplet by itself: that a list lacks it proves nothing."""

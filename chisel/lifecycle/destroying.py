@@ -67,10 +67,10 @@ class Destroyer:
         except NotFoundError:
             desk.stage(record.name, "gone", "it no longer exists", record)
         except ChiselError as error:
-            return desk.billed(bill_for(record, error=error.message))
+            return desk.billed(bill_for(record, desk.now(), error=error.message))
         await desk.forget(record)
         orphans.update(dict.fromkeys(guard.attempt_tags(tags, record.attempt), record.name))
-        return desk.billed(bill_for(record))
+        return desk.billed(bill_for(record, desk.now()))
 
     async def _drop_tags(self, orphans: Mapping[str, str], gone: Collection[DropletId]) -> None:
         """Delete the tags of droplets that are gone, but none that another droplet carries: it would lose it.

@@ -185,9 +185,9 @@ def record_from_tags(droplet: Droplet) -> DropletRecord:
     )
 
 
-def bill_for(record: DropletRecord, *, error: str | None = None) -> Bill:
-    """Work out what a droplet cost until now; an error leaves the cost at zero and says why."""
-    seconds = (datetime.now(UTC) - record.created_at).total_seconds()
+def bill_for(record: DropletRecord, now: datetime, *, error: str | None = None) -> Bill:
+    """Work out what a droplet cost until `now`; an error leaves the cost at zero and says why."""
+    seconds = (now - record.created_at).total_seconds()
     usd = guard.cost(record.usd_per_hour, seconds) if error is None else Decimal(0)
     return Bill(
         host=record.name, droplet_id=record.id, seconds=seconds, usd_per_hour=record.usd_per_hour, usd=usd, error=error

@@ -251,7 +251,7 @@ def _droplet_json(cloud: Cloud, droplet: Droplet) -> Json:
         "locked": False,
         "status": cloud.status_of(droplet),
         "kernel": None,
-        "created_at": as_text(droplet.created_at),
+        "created_at": as_text(droplet.created_at - cloud.knobs.clock_behind_s),
         "features": [],
         "backup_ids": [],
         "next_backup_window": None,

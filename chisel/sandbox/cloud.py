@@ -41,8 +41,8 @@ class Knobs:
     `reuses_addresses`: a new droplet gets the address of a destroyed one. Without `has_private_network` droplets have
     public addresses only; with `closes_private_network` nobody can reach the private ones.
     `minimum_billed_s`: what the shortest life costs. `per_minute`, `per_hour`, `key_lists_per_minute`: the limits of
-    requests. `page_size`: the longest page. `date_behind_s`: by how much the time that its answers tell (`Date`) is
-    behind: what a laptop sees whose own clock is ahead.
+    requests. `page_size`: the longest page. `clock_behind_s`: by how much the time that its answers tell (`Date`,
+    a droplet's birth) is behind: what a laptop sees whose own clock is ahead.
     `rocm`: what new droplets play, 7.2, 6.4 or 5.7 (`chisel.sandbox.standins`): it decides which profilers they have.
     """
 
@@ -67,7 +67,7 @@ class Knobs:
     per_hour: int = 5000
     key_lists_per_minute: int = 10
     page_size: int = 200
-    date_behind_s: float = 0.0
+    clock_behind_s: float = 0.0
     rocm: str = DEFAULT_GENERATION
 
     def changed(self, wanted: Json) -> Knobs:

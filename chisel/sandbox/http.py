@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
     def date_time_string(self, timestamp: float | None = None) -> str:
         """Return the cloud's own time, for the header that says it."""
         cloud = self.server.cloud
-        return super().date_time_string(timestamp or cloud.clock.now() - cloud.knobs.date_behind_s)
+        return super().date_time_string(timestamp or cloud.clock.now() - cloud.knobs.clock_behind_s)
 
     def do_GET(self) -> None:
         """Serve a GET."""
