@@ -186,7 +186,8 @@ class Maker:
                 return await self._adopt(intent, found)
             if intent.attempt not in (await desk.mine()).intents:
                 return None
-            if (asked_at - intent.started_at).total_seconds() > desk.settle_after_s:
+            # By the cloud's clock, which its answer has told: a laptop's may have jumped since.
+            if (asked_at + desk.cloud.ahead - intent.started_at).total_seconds() > desk.settle_after_s:
                 await desk.change(lambda mine: without_intent(mine, intent.attempt))
                 return None
             await anyio.sleep(pause)

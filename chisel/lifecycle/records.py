@@ -80,8 +80,7 @@ def create_request(
 def _self_destruct(intent: Intent, wish: Wish, api_url: str, program: Mapping[str, str]) -> SelfDestruct | None:
     if not intent.is_armed or wish.self_destruct_token is None:
         return None
-    until = wish.until(intent.started_at, intent.usd_per_hour)
-    ttl = until - intent.started_at if until is not None else timedelta(0)
+    ttl = intent.until - intent.started_at if intent.until is not None else timedelta(0)
     return SelfDestruct(
         token=wish.self_destruct_token,
         api_url=api_url,
@@ -99,7 +98,7 @@ def with_intents(
 ) -> CloudState:  # fmt: skip
     """Write an intent down, with a free name, for each droplet the wish still lacks.
 
-    `ahead` is how far the cloud's clock is ahead of this machine's: a droplet's end is an instant of the cloud's.
+    `ahead` is how far the cloud's clock is ahead of this machine's: all instants are the cloud's.
 
     `keys` are public host keys by attempt: the first boot's, and the one that replaces it.
 
@@ -108,7 +107,7 @@ def with_intents(
     taken = [*mine.pools.get(wish.pool, {}), *(one.name for one in mine.intents.values() if one.pool == wish.pool)]
     missing = max(0, wish.count - len(taken))
     intents = dict(mine.intents)
-    now = datetime.now(UTC)
+    now = datetime.now(UTC) + ahead
     for name, (attempt, (host_key, next_host_key)) in zip(
         guard.free_names(wish.pool, taken, missing), keys.items(), strict=False
     ):
@@ -123,7 +122,7 @@ def with_intents(
             host_key=host_key,
             next_host_key=next_host_key,
             usd_per_hour=size.usd_per_hour,
-            until=wish.until(now + ahead, size.usd_per_hour),
+            until=wish.until(now, size.usd_per_hour),
             idle_s=wish.idle_s,
             is_armed=wish.is_armed,
             ends_busy=wish.ends_busy,

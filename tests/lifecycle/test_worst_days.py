@@ -19,13 +19,13 @@ from chisel.errors import CapacityError, CloudError, HostKeyMismatch
 from chisel.events import DropletStage, Notice
 from chisel.lifecycle import rotation
 from chisel.lifecycle.offer import offers
-from chisel.lifecycle.records import host_of
+from chisel.lifecycle.records import host_of, map_cloud
 from chisel.model import CreateRequest
 from chisel.sandbox.cloud import Knobs
 from chisel.sandbox.faults import read_fault
 from chisel.ssh.connector import open_connector
 from chisel.ssh.keys import generate_keypair
-from chisel.state import DropletRecord, StateStore
+from chisel.state import CloudState, DropletRecord, StateStore
 from tests.lifecycle.conftest import World, a_size, a_world, wish
 from tests.support import until
 
@@ -311,6 +311,26 @@ async def test_a_clock_that_is_ahead_ends_no_droplet(world: World) -> None:
     assert timedelta(hours=7, minutes=55) < by_its_clock < timedelta(hours=8, minutes=5)
     (bill,) = await world.chisel().down([late])
     assert bill.seconds < 3600, "nobody pays for two days that were none"
+
+
+async def test_a_clock_that_jumps_after_a_create_loses_no_droplet(world: World) -> None:
+    """The laptop dies in the create and wakes up two days ahead, before the API's list knows the droplet."""
+    turn(world, list_lag_s=3.0)
+    world.schedule.add(read_fault("create-then-reset"))
+    with anyio.move_on_after(1.0):
+        await world.chisel().up(wish(1))
+    (intent,) = (await world.state()).intents.values()
+    assert await world.names() == []
+    turn(world, clock_behind_s=2 * 86400)
+    early = replace(intent, started_at=intent.started_at - timedelta(days=2))  # when it was, by the cloud's clock
+
+    def backdated(mine: CloudState) -> CloudState:
+        return replace(mine, intents={intent.attempt: early})
+
+    await StateStore(world.file).update(lambda state: map_cloud(state, world.url, backdated))
+    await world.chisel(settle_after_s=30.0).settle()
+    assert await world.names() == ["bench-1"]
+    assert world.cloud.created == 1
 
 
 async def test_a_young_droplet_is_not_given_up_by_a_clock_that_is_ahead(world: World) -> None:
