@@ -39,6 +39,7 @@ class Account:
     destroyed: list[int] = field(default_factory=list)
     foreign: list[Droplet] = field(default_factory=list)
     deleted_tags: list[str] = field(default_factory=list)
+    ahead: timedelta = timedelta(0)
 
     async def list_droplets(self, *, tag: str | None = None) -> list[Droplet]:
         return [one for one in self.droplets.values() if tag is None or tag in one.tags]
