@@ -120,14 +120,18 @@ def until(holds: Callable[[], object], *, what: str, deadline_s: float = 15.0) -
         time.sleep(0.02)  # noqa: TID251 - a process to look at sends no event
 
 
-def processes_with(mark: str) -> list[str]:
-    """Return the command lines of living processes whose arguments hold a mark."""
+def processes_with(mark: str, *, home: Path | None = None) -> list[str]:
+    """Return the command lines of living processes whose arguments hold a mark, of one home if it is given.
+
+    Tests of other workers may have such processes at the same time.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                if mark in line and state != "Z":
+                is_there = home is None or f"HOME={home}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                if mark in line and state != "Z" and is_there:
                     found.append(line)
     return found

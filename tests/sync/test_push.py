@@ -251,10 +251,9 @@ async def test_a_cancelled_sync_changes_nothing_and_leaves_nothing(bench: Bench,
     with anyio.CancelScope() as scope:
         await bench.push(_Cancelling(bench, scope, stop_after).node, tree=tree)
     assert scope.cancelled_caught
-    mark = str(bench.home)
 
     def receivers() -> list[str]:
-        return [line for line in processes_with("receive") if mark in line or "chisel_node" in line]
+        return processes_with("receive", home=bench.home)
 
     await to_thread.run_sync(partial(until, lambda: not receivers(), what="the receiver's end"))
     assert await to_thread.run_sync(snapshot, bench.remote) == before
