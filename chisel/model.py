@@ -222,8 +222,7 @@ class SyncResult:
     """What one sync changed on one droplet; `sent_bytes` is what crossed the network, compressed, for the content.
 
     `relayed_bytes` came from another droplet instead, `moved_files` are there under another name now, `repaired` had
-    been changed on the droplet, `kept` too but were to stay so. `git` is what is checked out here, None outside a
-    repository. With `is_dry` nothing was done, and `reasons` say by
+    been changed on the droplet, `kept` too but were to stay so. With `is_dry` nothing was done, and `reasons` say by
     path what would be. `burst_ms` is how long the working copy was neither the old nor the new. `setup_error` is the
     part of `error` that the project's setup script is to blame for: the tree itself is there. `git` is what is checked
     out here, None outside of a repository.

@@ -34,6 +34,7 @@ from chisel.errors import ConfigError, UsageError
 from chisel.events import Facts, Notice, NullSink, Sink, StatusReported, SweepReported
 from chisel.model import (
     Bill,
+    GitFacts,
     Host,
     PoolStatus,
     RunningCommand,
@@ -440,6 +441,11 @@ class Client:
     async def project_state(self) -> ProjectState | None:
         """Return what the state remembers of this project, None before its first sync."""
         return (await self.store.read()).projects.get(self.where.project.id)
+
+    async def last_tree(self) -> tuple[str, GitFacts | None]:
+        """Return the hash of the tree that was synced last, empty for none, and what it was checked out from."""
+        known = await self.project_state()
+        return (known.tree_hash, known.git) if known is not None else ("", None)
 
     async def remote_cwd(self) -> str:
         """Return where commands run: the tree synced last, in the subdirectory that matches the local one."""

@@ -179,12 +179,12 @@ class Pool:
         the command runs in its working copy. `on_taken`, `family` and `resumed` let another process go on with it: see
         `chisel.runner.run_pool`. Cancelled, it ends the commands there before it leaves.
         """
-        known = await self._client.project_state()
+        tree_hash, git = await self._client.last_tree()
         order = Order(
             line=shell_line(command),
             cwd=self._where(cwd, await self._client.remote_cwd()),
-            tree_hash=known.tree_hash if known is not None else "",
-            git=known.git if known is not None else None,
+            tree_hash=tree_hash,
+            git=git,
             env=self._client.command_env(env),
             owner=(await self._client.store.read()).owner,
             capture=capture,
@@ -198,17 +198,11 @@ class Pool:
             gpus=gpus,
             container=container,
         )
+        source = giving(stdin) if isinstance(stdin, bytes) else stdin
         follow = partial(
-            run_pool,
-            hosts=self.hosts(),
-            sink=self._client.sink,
-            control=control,
-            limits=Limits(max_fail, retries),
-            source=giving(stdin) if isinstance(stdin, bytes) else stdin,
-            on_taken=on_taken,
-            family=family,
-            resumed=resumed,
-        )
+            run_pool, hosts=self.hosts(), sink=self._client.sink, control=control, limits=Limits(max_fail, retries),
+            source=source, on_taken=on_taken, family=family, resumed=resumed,
+        )  # fmt: skip
         if sync:
             from chisel.client.syncing import run_synced
 

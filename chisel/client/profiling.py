@@ -16,7 +16,7 @@ from chisel.client.lines import shell_line
 from chisel.errors import UsageError
 from chisel.events import Notice, RunEnded
 from chisel.figures import ProfileReport
-from chisel.model import Host, PullResult, RunResult
+from chisel.model import GitFacts, Host, PullResult, RunResult
 from chisel.profile.archive import default_out
 from chisel.profile.campaign import Plan, profile
 from chisel.profile.drivers import Asked, check_counters, check_traces, cost_of
@@ -27,7 +27,7 @@ from chisel.runner import Control, Order, new_run_id, run_one
 if TYPE_CHECKING:
     from chisel.client.client import Client
     from chisel.profile.viewer import View
-    from chisel.state import DropletRecord, ProjectState
+    from chisel.state import DropletRecord
 
 DEFAULT_DIRECTORY = "chisel-profile"
 SAVED_DIRECTORY = "saved"
@@ -99,8 +99,7 @@ async def profile_pool(
     control = control or Control()
     for said in cost_of(plan.sides[-1].asked.traces, plan.sides[-1].asked.counters):
         client.sink.emit(Notice(message=said))
-    known = await client.project_state()
-    tree = _tree_facts(known) if known is not None else {}
+    tree = _tree_facts(*await client.last_tree())
     benches = [_bench(client, record, host, run, control, tree) for record, host in droplets]
     return await profile(benches, plan, client.sink)
 
@@ -134,9 +133,9 @@ def _bench(
     )
 
 
-def _tree_facts(known: ProjectState) -> dict[str, str]:
+def _tree_facts(tree_hash: str, git: GitFacts | None) -> dict[str, str]:
     """Return what is known of the tree that the droplets have."""
-    facts = {"tree": known.tree_hash, "commit": str(known.git) if known.git is not None else ""}
+    facts = {"tree": tree_hash, "commit": str(git) if git is not None else ""}
     return {name: value for name, value in facts.items() if value}
 
 

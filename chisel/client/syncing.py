@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
@@ -19,6 +20,7 @@ from chisel.errors import ChiselError, RemoteError, UsageError
 from chisel.events import Notice, SyncEnded
 from chisel.model import GitFacts, Host, RunResult, SyncResult
 from chisel.runner import Order, describe
+from chisel.sync.beside import beside
 from chisel.sync.ignore import git_facts, surroundings_of
 from chisel.sync.job import Job
 from chisel.sync.job import Options as SyncOptions
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["SyncOptions", "run_synced", "sync", "syncing"]
 
 _REMEMBER_S = 5.0
-_GIT_S = 2.0
-"""What git says of a tree is a remark: one that it looks through for so much longer than the scan goes without."""
+_GIT_S = 0.5
+"""How long a record waits for what git says once all else is there."""
 
 
 @asynccontextmanager
@@ -75,31 +77,50 @@ def lent(client: Client, root: Path) -> AbstractAsyncContextManager[Tree]:
     return client.trees.lent(client.paths.index_dir, root)
 
 
+class _Git:
+    """What git says of a tree, asked while it is scanned and sent: a remark, for which nobody waits long.
+
+    `known` is what it has said so far.
+    """
+
+    def __init__(self) -> None:
+        self.known: GitFacts | None = None
+        self._has_said = anyio.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_over = False
+
+    async def ask(self, client: Client, root: Path) -> None:
+        """Ask; cancelled, it ends git."""
+        try:
+            surroundings = await to_thread.run_sync(surroundings_of, client.where.environ)
+            ask = partial(git_facts, root, surroundings, started=self._started)
+            self.known = await to_thread.run_sync(ask, abandon_on_cancel=True)
+        finally:
+            self._has_said.set()
+            self._is_over = True
+            if self._process is not None:
+                self._process.kill()
+
+    def _started(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        if self._is_over:  # it asks in a thread, and twice
+            process.kill()
+
+    async def facts(self) -> GitFacts | None:
+        """Return them, None where it takes too long."""
+        with anyio.move_on_after(_GIT_S):
+            await self._has_said.wait()
+        return self.known
+
+
 async def scanned(client: Client, root: Path, tree: Tree, options: SyncOptions | None = None) -> LocalTree:
     """Scan a tree; the user is told when it is larger than anybody means it to be."""
     surroundings = await to_thread.run_sync(surroundings_of, client.where.environ)
     is_thorough = options is not None and options.checks
-    found: list[LocalTree | ChiselError] = []
-    said: list[GitFacts | None] = []
-
-    async def scan() -> None:
-        try:
-            found.append(await scan_tree(root, tree.index, is_thorough=is_thorough, surroundings=surroundings))
-        except ChiselError as error:
-            found.append(error)
-            patience.cancel()
-        patience.deadline = anyio.current_time() + _GIT_S
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(scan)
-        with anyio.CancelScope() as patience:  # git is a process of its own, beside the scan: it costs no time
-            said.append(await to_thread.run_sync(git_facts, root, surroundings, abandon_on_cancel=True))
-    local = found[0]
-    if isinstance(local, ChiselError):
-        raise local
+    local = await scan_tree(root, tree.index, is_thorough=is_thorough, surroundings=surroundings)
     if local.warning is not None:
         client.sink.emit(local.warning)
-    return replace(local, git=said[0]) if said else local
+    return local
 
 
 async def scanned_meanwhile(
@@ -150,13 +171,17 @@ async def sync(
 
     async def one(host: Host, connector: Connector, job: Job) -> None:
         try:
-            result = await push(partial(connector.node, host), host, job)
+            result = replace(await push(partial(connector.node, host), host, job), git=await git.facts())
         except ChiselError as error:
             result = SyncResult(host=host.name, root=str(remote), error=describe(error))
         results[host.name] = result
         tell(result)
 
-    async with _sending(client, root, remote, hosts, options, bytes_per_s) as (connector, job, tasks):
+    git = _Git()
+    async with (
+        beside(git.ask, client, root),
+        _sending(client, root, remote, hosts, options, bytes_per_s) as (connector, job, tasks),
+    ):
         for host in hosts:
             tasks.start_soon(one, host, connector, job)
     is_dry = options is not None and options.is_dry
@@ -224,17 +249,20 @@ async def run_synced(
         order = replace(order, cwd=cwd, tree_hash=results[0].tree_hash, git=results[0].git)
         return await follow(await client.connector(pool.hosts()), order=order)
     ended: list[SyncResult] = []
+    git = _Git()
 
     def on_end(result: SyncResult) -> None:
-        ended.append(result)
-        client.sink.emit(SyncEnded(host=result.host, result=result))
+        ended.append(replace(result, git=git.known))
+        client.sink.emit(SyncEnded(host=result.host, result=ended[-1]))
 
     try:
         async with lent(client, root) as tree:
-            local, connector = await scanned_meanwhile(client, root, tree, pool.hosts(), options)
+            async with beside(git.ask, client, root):
+                local, connector = await scanned_meanwhile(client, root, tree, pool.hosts(), options)
+                order = replace(order, cwd=cwd, git=await git.facts())
             hosts = len(pool.hosts())
             async with syncing(client, local, tree, remote, options=options, on_end=on_end, droplets=hosts) as job:
-                return await follow(connector, order=replace(order, cwd=cwd, sync=job))
+                return await follow(connector, order=replace(order, sync=job))
     finally:
         if ended:
             with anyio.move_on_after(_REMEMBER_S, shield=True):

@@ -41,11 +41,7 @@ class SyncPart(Protocol):
 
 
 class Sync(Protocol):
-    """A sync that goes ahead of a command in the same message; `git` is what its tree was checked out from."""
-
-    @property
-    def git(self) -> GitFacts | None:
-        """Return what the tree was checked out from."""
+    """A sync that goes ahead of a command in the same message."""
 
     async def part(self, host: Host) -> SyncPart:
         """Return a fresh part for a droplet."""
@@ -62,7 +58,7 @@ class Order:
 
     `user` runs it as somebody else than root, `venv` in a virtual environment (from `cwd`), `gpus` with these devices
     only (`0,3`), `container` inside this image. `sync` brings the working copy up to date first, in the same message;
-    `tree_hash` names the tree that is there otherwise, for the record, and `git` what it was checked out from.
+    `tree_hash` names the tree that is there otherwise, for the record; `git` is what the tree was checked out from.
     """
 
     line: str

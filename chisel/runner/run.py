@@ -250,10 +250,9 @@ class Run:
             request["terminal"] = {"rows": rows, "columns": columns, "term": order.terminal.term}
         if self._part is not None:
             request["sync"] = self._part.request()
-        git = order.sync.git if order.sync is not None else order.git
         more = {
             "tree_hash": order.tree_hash or None,
-            "git": asdict(git) if git is not None else None,
+            "git": asdict(order.git) if order.git is not None else None,
             "timeout_s": order.timeout_s,
             "orphan_s": order.orphan_s,
             "user": order.user,

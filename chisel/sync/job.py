@@ -11,7 +11,7 @@ import anyio
 from anyio import to_thread
 
 from chisel.events import Sink
-from chisel.model import GitFacts, Host, Relay, SyncResult
+from chisel.model import Host, Relay, SyncResult
 from chisel.sync.cast import Cast
 from chisel.sync.index import Index
 from chisel.sync.part import Part
@@ -90,11 +90,6 @@ class Job:
         """Return the scanned tree."""
         assert self._local is not None
         return self._local
-
-    @property
-    def git(self) -> GitFacts | None:
-        """Return what the tree was checked out from."""
-        return self.local.git
 
     @property
     def is_scanned(self) -> bool:

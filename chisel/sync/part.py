@@ -427,7 +427,6 @@ class Part:
             skipped=self._job.local.skipped,
             notes=self._job.local.notes,
             tree_hash=self._job.local.tree_hash,
-            git=self._job.local.git,
             reasons=plan.reasons,
             is_dry=True,
         )

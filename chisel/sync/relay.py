@@ -16,12 +16,13 @@ import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from chisel.errors import ChiselError, HostUnreachable
+from chisel.errors import HostUnreachable
 from chisel.events import Notice, Sink
 from chisel.model import Host, Relay
 from chisel.node import frames
 from chisel.node.frames import Kind
 from chisel.ssh.relaykeys import RelayKey, make_relay_key
+from chisel.sync.beside import beside
 from chisel.sync.cast import Cast, Piece
 from chisel.sync.throttle import Throttle
 
@@ -234,18 +235,11 @@ class Place:
 
         Raises the block's own ChiselError, no group.
         """
-        trouble: ChiselError | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._conduct, channel, watcher)
+        async with beside(self._conduct, channel, watcher) as tasks:
             try:
                 yield tasks
-            except ChiselError as error:
-                trouble = error
             finally:
                 self._leave()
-            tasks.cancel_scope.cancel()
-        if trouble is not None:
-            raise trouble
 
     async def _conduct(self, channel: Channel, watcher: Any) -> None:
         """Tell the droplet where its stream comes from, whom to feed, and at last what it should have been."""

@@ -19,7 +19,7 @@ from anyio import to_thread
 
 from chisel.errors import UsageError
 from chisel.events import Notice
-from chisel.model import GitFacts, Host
+from chisel.model import Host
 from chisel.node import tree
 from chisel.node.tree import DIRECTORY, FILE, LINK, Item
 from chisel.sync import blocks
@@ -44,7 +44,7 @@ class LocalTree:
     Below the paths of `unread` this user may not look; `released` are files that `pull` wrote and nobody edited: they
     are kept from the droplet they came from, or from all (an empty name) where they took no place of the user's.
     `notes` are remarks on what is sent otherwise than it is here, `warning` says that it is more than anybody means to
-    send, where that has not been said before. `git` is what is checked out, where somebody asked.
+    send, where that has not been said before.
     """
 
     root: Path
@@ -55,7 +55,6 @@ class LocalTree:
     released: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warning: Notice | None = None
-    git: GitFacts | None = None
 
     def kept_from(self, host: Host) -> frozenset[str]:
         """Return the paths that a droplet is not sent: they are its own."""

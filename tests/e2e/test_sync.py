@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +68,25 @@ def test_records_say_what_the_tree_was_checked_out_from(one: User) -> None:
     assert started["git"] == {**clean, "is_dirty": True}, "a later command runs on the tree that was synced last"
     record = json.loads(one.does("run", f"cat ~/.chisel/runs/{started['run_id']}/run.json").out)
     assert record["git"] == started["git"]
+
+
+@pytest.mark.real_part("git")
+def test_a_git_that_takes_its_time_holds_no_sync_up(one: User) -> None:
+    """What it says is a remark: a sync goes without one, and ends long before the minute that git sleeps."""
+    subprocess.run(["git", "init", "-q", one.cwd], check=True)
+    tools = one.home / "tools"
+    tools.mkdir()
+    slow = tools / "git"
+    slow.write_text(
+        f'#!/bin/sh\ncase " $* " in *" status "*) exec sleep 61.5 ;; esac\nexec {shutil.which("git")} "$@"\n'
+    )
+    slow.chmod(0o755)
+    (one.cwd / "a").write_text("a")
+    path = f"{tools}:{os.environ['PATH']}"
+    for words in (("sync", "--json"), ("run", "-s", "--json", "true")):
+        (synced,) = one.does(*words, PATH=path).of("sync_ended")
+        assert (synced["result"]["error"], synced["result"]["git"]) == (None, None)
+    until(lambda: not processes_with("sleep 61.5"), what="git's end")
 
 
 def test_a_sync_that_fails_runs_nothing(one: User) -> None:

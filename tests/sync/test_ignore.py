@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
 
 from chisel.sync.ignore import Rules, Surroundings, git_facts, surroundings_of
@@ -395,6 +396,16 @@ def test_a_git_that_hangs_is_given_up(tmp_path: Path, top: Path, around: Surroun
 
 
 # -- facts
+
+
+@pytest.mark.real_part("git")
+def test_a_branch_whose_name_is_no_text_can_be_recorded(top: Path, around: Surroundings) -> None:
+    git(top, "init", "-q")
+    (top / ".git" / "HEAD").write_bytes(b"ref: refs/heads/caf\xe9\n")
+    facts = git_facts(top, around)
+    assert facts is not None
+    assert facts.branch == "caf\ufffd"
+    orjson.dumps(facts)
 
 
 @pytest.mark.real_part("git")

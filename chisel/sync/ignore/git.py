@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from chisel.model import GitFacts
+from chisel.sync.ignore.repository import repository_around
+
+Started = Callable[[subprocess.Popen[bytes]], None]
 
 _DEADLINE_S = 60.0
 _UNSET = (
@@ -83,11 +86,16 @@ def default_surroundings() -> Surroundings:
     return Surroundings(shutil.which("git"), Path.home(), Path.home() / ".config")
 
 
-def git_facts(root: Path, surroundings: Surroundings | None = None) -> GitFacts | None:
-    """Ask what is checked out around a directory; None outside of a repository, without git, or when it refuses."""
+def git_facts(
+    root: Path, surroundings: Surroundings | None = None, *, started: Started | None = None
+) -> GitFacts | None:
+    """Ask what is checked out around a directory; None outside of a repository, without git, or when it refuses.
+
+    Blocking. `started` is given each process that is asked: whoever does not want to wait any more kills it.
+    """
     around = surroundings or default_surroundings()
     place = os.path.realpath(root)
-    if around.git is None or not _may_be_checked_out(place):
+    if around.git is None or repository_around(place) is None:
         return None
     try:
         said = run_git(
@@ -95,11 +103,12 @@ def git_facts(root: Path, surroundings: Surroundings | None = None) -> GitFacts 
             place,
             *("status", "--porcelain=v2", "--branch", "-z", "--untracked-files=normal", "--ignore-submodules=dirty"),
             *("--no-ahead-behind", "--no-renames", "--", "."),
-            switched_off=_filters(around, place),
+            switched_off=_filters(around, place, started),
+            started=started,
         )
     except GitRefused:
         return None
-    lines = os.fsdecode(said).split("\0")
+    lines = said.decode("utf-8", "replace").split("\0")  # a branch's name may be anything, a record is text
     heads = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# branch.") and " " in line[2:])
     revision, branch = heads.get("branch.oid"), heads.get("branch.head")
     return GitFacts(
@@ -109,20 +118,11 @@ def git_facts(root: Path, surroundings: Surroundings | None = None) -> GitFacts 
     )
 
 
-def _may_be_checked_out(place: str) -> bool:
-    """Say whether something above a directory looks like a work tree: git is not started to find that nothing does."""
-    while not os.path.lexists(os.path.join(place, ".git")):
-        above = os.path.dirname(place)
-        if above == place:
-            return False
-        place = above
-    return True
-
-
-def _filters(around: Surroundings, place: str) -> tuple[str, ...]:
+def _filters(around: Surroundings, place: str, started: Started | None) -> tuple[str, ...]:
     """Return what switches off every content filter that any configuration names; raises GitRefused."""
     asked = ("config", "-z", "--name-only", "--get-regexp", r"^filter\..*\.(clean|process)$")
-    names = {name for name in os.fsdecode(run_git(around, place, *asked, may_fail=True)).split("\0") if name}
+    said = run_git(around, place, *asked, may_fail=True, started=started)
+    names = {name for name in os.fsdecode(said).split("\0") if name}
     drivers = {name.rpartition(".")[0] for name in names}
     if any("=" in driver for driver in drivers):
         raise GitRefused("a filter is named such that it cannot be switched off")
@@ -175,6 +175,7 @@ def run_git(
     may_fail: bool = False,
     below: str = "",
     deadline_s: float = _DEADLINE_S,
+    started: Started | None = None,
 ) -> bytes:
     """Run git in a directory and return its stdout; raises GitRefused. With `may_fail` status 1 is an empty answer.
 
@@ -191,15 +192,21 @@ def run_git(
         kept = {name: value for name, value in around.environ.items() if not name.startswith(("GIT_", "CHISEL_"))}
         environ = {**kept, **forced}
     try:
-        ended = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=deadline_s, env=environ, check=False
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ
         )
-    except subprocess.TimeoutExpired as error:
-        raise GitRefused(f"git gave no answer within {deadline_s:.0f} s") from error
     except (OSError, ValueError) as error:
         raise GitRefused(f"git cannot be run: {error}") from error
-    if ended.returncode == 0 or (may_fail and ended.returncode == 1):
-        return ended.stdout
-    said = ended.stderr.decode("utf-8", "replace").strip()
+    with process:
+        if started is not None:
+            started(process)
+        try:
+            out, err = process.communicate(timeout=deadline_s)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise GitRefused(f"git gave no answer within {deadline_s:.0f} s") from error
+    if process.returncode == 0 or (may_fail and process.returncode == 1):
+        return out
+    said = err.decode("utf-8", "replace").strip()
     is_repository = "not a git repository" not in said or "dubious" in said
-    raise GitRefused(said or f"git ended with status {ended.returncode}", is_repository=is_repository)
+    raise GitRefused(said or f"git ended with status {process.returncode}", is_repository=is_repository)
