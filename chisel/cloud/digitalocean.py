@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -25,7 +24,8 @@ from chisel.cloud import decode
 from chisel.cloud.abilities import IMPOSSIBLE_FINGERPRINT, IMPOSSIBLE_ID, IMPOSSIBLE_TAG, judged, told_by
 from chisel.cloud.base import Cloud
 from chisel.cloud.deadline import Calls, DeadlinePassed
-from chisel.cloud.refusals import is_clear, refusal, retry_after_s
+from chisel.cloud.headers import ahead_of, retry_after_s
+from chisel.cloud.refusals import is_clear, refusal
 from chisel.config import DEFAULT_API_URL, check_api_url
 from chisel.errors import ChiselError, CloudError, NotFoundError, OutcomeUnknown
 from chisel.events import NullSink, Retry, Sink
@@ -39,8 +39,6 @@ _ATTEMPTS = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.3, 5.0
 _KEY_LAG_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 _CLOSE_S = 2.0
-_CLOCKS_AGREE = timedelta(minutes=1)
-"""An answer may have been on its way for half of it."""
 _ECHOED = re.compile(r"authorization: bearer \*\*\*", re.IGNORECASE)
 _NEVER_SENT = {"NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ConnectTimeout"}
 
@@ -137,7 +135,7 @@ class DigitalOcean:
     """Fulfil `chisel.cloud.base.Cloud`."""
 
     def __init__(self, client: Any, token: Secret, api_url: str, sink: Sink, calls: Calls, deadline_s: float) -> None:
-        self._ahead = timedelta(0)
+        self.ahead = timedelta(0)
         self._client = client
         self._token = token
         self._host = urlsplit(api_url).netloc
@@ -149,11 +147,6 @@ class DigitalOcean:
 
     def _ends_at(self) -> float:
         return anyio.current_time() + self._deadline_s
-
-    @property
-    def ahead(self) -> timedelta:
-        """Return how far the API's clock was ahead of this machine's at its last answer; zero within a minute."""
-        return self._ahead
 
     # -- calls that change nothing
 
@@ -395,7 +388,7 @@ class DigitalOcean:
             raise _Trouble(_not_json(order.what)) from error
         if not 200 <= answer.status < 300:
             raise self._refused(order, answer)
-        self._ahead = _ahead_of(datetime.now(UTC), answer.headers.get("date", ""))
+        self.ahead = ahead_of(datetime.now(UTC), answer.headers)
         return answer
 
     def _late(self, order: _Order, *, was_sent: bool) -> _Trouble:
@@ -415,6 +408,7 @@ class DigitalOcean:
         return _Trouble(lost, is_transient=True, is_clear=bool(names & _NEVER_SENT))
 
     def _refused(self, order: _Order, answer: _Answer) -> _Trouble:
+        self.ahead = ahead_of(datetime.now(UTC), answer.headers)  # a 404 of a droplet is judged by its age
         if 200 <= answer.status < 300:  # a success whose body azure-core could not read
             return _Trouble(_not_json(order.what))
         # Some servers repeat the request's headers in their error pages.
@@ -425,15 +419,6 @@ class DigitalOcean:
             is_clear=is_clear(answer.status, text),
             retry_after_s=retry_after_s(answer.headers),
         )
-
-
-def _ahead_of(now: datetime, date: str) -> timedelta:
-    """Return how far an answer's `Date` (RFC 9110, whole seconds, GMT) is ahead; zero where it says nothing clear."""
-    try:
-        ahead = parsedate_to_datetime(date) - now
-    except (ValueError, TypeError, OverflowError):
-        return timedelta(0)
-    return ahead if abs(ahead) > _CLOCKS_AGREE else timedelta(0)
 
 
 def _resource(id: DropletId) -> dict[str, Any]:

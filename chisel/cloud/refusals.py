@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from chisel.cloud.headers import retry_after_s
 from chisel.errors import CapacityError, ChiselError, CloudError, CredentialsRefused, NotFoundError, RateLimited
 
 _LONGEST_TEXT = 300
@@ -54,18 +53,6 @@ def is_clear(status: int, text: str) -> bool:
     A server's own failure (5xx) does not, nor does a page from something in between; 408 means that it gave up waiting.
     """
     return 300 <= status < 400 or (400 <= status < 500 and status != 408 and _envelope(text) is not None)
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that `Retry-After` asks for (a number or a date), None when it does not say."""
-    value = headers.get("retry-after", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        until = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def _kind_of(status: int, message: str) -> tuple[type[CloudError], str | None]:

@@ -98,9 +98,8 @@ def with_intents(
 ) -> CloudState:  # fmt: skip
     """Write an intent down, with a free name, for each droplet the wish still lacks.
 
-    `ahead` is how far the cloud's clock is ahead of this machine's: all instants are the cloud's.
-
-    `keys` are public host keys by attempt: the first boot's, and the one that replaces it.
+    `keys` are public host keys by attempt: the first boot's, and the one that replaces it. `ahead` is how far the
+    cloud's clock is ahead of this machine's: all instants are the cloud's.
 
     What is recorded or being created counts, whoever creates it.
     """

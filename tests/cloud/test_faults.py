@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -32,7 +33,7 @@ from chisel.errors import (
 from chisel.events import Retry
 from chisel.model import CreateRequest, DropletId, Secret
 from tests.cloud import api as played
-from tests.cloud.api import Api, Fault, refuses, shows_html
+from tests.cloud.api import Api, Fault, Handler, refuses, shows_html
 from tests.cloud.conftest import Recorder
 
 CANARY = "dop_v1_canary_0123456789abcdef"
@@ -207,6 +208,24 @@ async def test_what_will_not_pass_is_not_retried(api: Api, sink: Recorder, fault
             await cloud.account()
     assert len(api.seen) == 1
     assert not sink.events
+
+
+@pytest.mark.parametrize("status", [404, 503, 200])
+async def test_every_answer_tells_the_time(api: Api, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    """A refusal as well: whether a droplet is gone that the API does not know is judged by its age."""
+    ahead = format_datetime(datetime.now(UTC) + timedelta(days=2), usegmt=True)
+    monkeypatch.setattr(Handler, "date_time_string", lambda self: ahead)
+    if status != 200:
+        api.fail(ACCOUNT, *[refuses(status, "refused", "Refused.")] * 9)
+    async with open_digitalocean(TOKEN, api_url=api.url, deadline_s=2.0) as cloud:
+        assert cloud.ahead == timedelta(0)
+        with suppress(CloudError):
+            await cloud.account()
+        assert abs(cloud.ahead - timedelta(days=2)) < timedelta(minutes=1)
+        monkeypatch.setattr(Handler, "date_time_string", lambda self: "yesterday")
+        with suppress(CloudError):
+            await cloud.account()
+        assert cloud.ahead == timedelta(0)
 
 
 async def test_retry_after_is_obeyed(api: Api, sink: Recorder) -> None:
