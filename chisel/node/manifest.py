@@ -196,14 +196,13 @@ class Survey(NamedTuple):
 def look_around(directories: Directories, rows: Rows, *, is_thorough: bool = False) -> Survey:
     """Find what differs from a manifest; content is read only where `stat` differs, or everywhere when thorough.
 
-    It goes into each directory by its handle, which makes the many `lstat` half as dear: for a process with one thread.
+    It goes into each directory by its handle, where `lstat` of a bare name takes a third less than by handle and name,
+    and ends in `/`: for a process with one thread.
     """
-    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return _look_around(directories, rows, is_thorough)
     finally:
-        os.fchdir(here)
-        os.close(here)
+        os.chdir("/")
 
 
 def _look_around(directories: Directories, rows: Rows, is_thorough: bool) -> Survey:

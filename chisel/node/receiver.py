@@ -222,10 +222,9 @@ class Sync:
         touched = {path: row for path, row in self._survey.changed.items() if row is not None}
         known = self._manifest.facts
         facts = self._facts(known.tree, known.token)
-        with contextlib.suppress(BrokenPipeError):  # what was seen was enough for it
-            self._reply_done(facts, 0, {"same": True})
         if touched or facts.owner != known.owner:
             self._manifest.settle(touched, [], facts)
+        self._reply_done(facts, 0, {"same": True})  # the client may be gone: what was seen was enough for it
         return facts.tree
 
     def _facts(self, whole: str, token: str) -> Facts:

@@ -26,7 +26,6 @@ _TRUSTED = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "
 _RULE_FILES = frozenset({GIT, GIT_IGNORE, CHISEL_IGNORE})
 _MOUNTS = "/proc/self/mountinfo"
 _TYPES = {DIRECTORY: stat.S_IFDIR, FILE: stat.S_IFREG, LINK: stat.S_IFLNK}
-
 _OPEN_ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NOTHING: Mapping[str, str] = {}
 
@@ -118,8 +117,8 @@ class _Kept:
     def _look_around(self) -> list[Entry] | None:
         """Look at everything, and into directories that have changed; return what looks otherwise than it did.
 
-        None when the tree must be listed wholly. Files are looked at by their directory's handle: a long path would
-        take half as long again.
+        None when the tree must be listed wholly. Files are looked at by their directory's handle: a long path takes
+        longer.
         """
         # Taken before anything is looked at: to decide about what came may take longer than a tick of the clock.
         began_ns, prefix = time.time_ns(), f"{self._root.rstrip('/')}/"

@@ -70,20 +70,20 @@ class Stage:
         raise FileNotFoundError(errno.ENOENT, "others removed it again and again", self.name)
 
     def _locked(self, name: str) -> int | None:
-        """Open and lock a directory; None when it was removed meanwhile: whoever cleans up may take it for left over.
+        """Open and lock a directory; None when another has its name now: whoever cleans up may take it for left over.
 
-        Raises OSError: BlockingIOError where another has locked it.
+        Raises OSError: FileNotFoundError when it was removed meanwhile, BlockingIOError where another has locked it.
         """
         handle = os.open(name, _DIRECTORY, dir_fd=self._root)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), os.stat(name, dir_fd=self._root, follow_symlinks=False)):
-                    found, handle = handle, -1
-                    return found
-        finally:
-            if handle >= 0:
-                os.close(handle)
+            there = os.stat(name, dir_fd=self._root, follow_symlinks=False)
+        except OSError:
+            os.close(handle)
+            raise
+        if os.path.samestat(os.fstat(handle), there):
+            return handle
+        os.close(handle)
         return None
 
     def _clean_up_after_others(self) -> None:

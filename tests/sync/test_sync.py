@@ -18,10 +18,10 @@ import pytest
 from anyio import to_thread
 
 from chisel.errors import HostUnreachable, RemoteError
-from chisel.events import Event, Notice
-from chisel.model import DropletId
+from chisel.events import Event, Notice, NullSink
+from chisel.model import DropletId, SyncResult
 from chisel.node import locks
-from chisel.node.frames import Kind
+from chisel.node.frames import Frame, Kind
 from chisel.ssh.connector import open_connector
 from chisel.sync.index import Index
 from chisel.sync.job import Job, Options
@@ -377,6 +377,75 @@ async def test_droplets_of_one_sync_each_get_what_is_not_their_own(bench: Bench)
     assert first.request().get("stream") is not None, "it is told to keep its file as its own"
     assert second.request()["tree"] == tree.tree_hash
     job.close()
+
+
+class Announced:
+    """A connection over which a tree is announced before it is scanned, and whose second word can be lost."""
+
+    def __init__(self, bench: Bench, *, loses_request: bool = False) -> None:
+        self._bench = bench
+        self._loses_request = loses_request
+        self.frames: list[dict[str, Any]] = []
+
+    @asynccontextmanager
+    async def node(self, role: str, request: dict[str, Any]) -> Any:
+        assert request["waits"]
+        async with self._bench.connection.node(role, request) as channel:
+            send, receive = channel.send, channel.receive
+
+            async def sent(kind: int, payload: bytes = b"") -> None:
+                if kind != Kind.REQUEST or not self._loses_request:
+                    await send(kind, payload)
+
+            async def received() -> list[Frame]:
+                found = await receive()
+                self.frames += [frame.json() for frame in found if frame.kind == Kind.REPLY]
+                return found
+
+            channel.send, channel.receive = sent, received
+            yield channel
+
+    async def push(self) -> SyncResult:
+        """Sync with the droplet told before the scan begins."""
+        bench, found = self._bench, list[SyncResult]()
+        index, known = await to_thread.run_sync(Index.load, bench.index), Known(bench.index)
+        job = Job(None, index, known, REMOTE, owner="me", sink=NullSink())
+
+        async def one() -> None:
+            found.append(await push(self.node, bench.connection.host, job))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one)
+            job.scanned(await scan_tree(bench.local, index))
+        job.close()
+        return found[0]
+
+
+async def test_what_the_droplet_has_seen_is_enough_where_nothing_changed(bench: Bench) -> None:
+    """Its first word settles it: the second half of the request never arrives, and nobody waits for the answer."""
+    sizes(bench, 20, 500)
+    first = await bench.push()
+    announced = Announced(bench, loses_request=True)
+    result = await announced.push()
+    assert (result.sent_files, result.total_files, result.tree_hash) == (0, 20, first.tree_hash)
+    assert [frame.get("seen") for frame in announced.frames] == [True]
+    write(bench.local / "f3", "edited")
+    assert (await Announced(bench).push()).sent_files == 1, "the droplet was left ready for the next"
+    await to_thread.run_sync(same, bench)
+
+
+async def test_what_the_droplet_has_seen_settles_nothing_where_something_changed(bench: Bench) -> None:
+    sizes(bench, 5, 500)
+    await bench.push()
+    write(bench.remote / "f1", "meddled")
+    announced = Announced(bench)
+    assert (await announced.push()).repaired == ("f1",)
+    assert not any(frame.get("seen") for frame in announced.frames), "what differs there is not passed over"
+    write(bench.local / "f2", "edited")
+    announced = Announced(bench)
+    assert (await announced.push()).sent_files == 1
+    assert [frame.get("seen", False) for frame in announced.frames] == [True, False]
+    await to_thread.run_sync(same, bench)
 
 
 async def test_read_only_directories_and_files_follow(bench: Bench) -> None:
