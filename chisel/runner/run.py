@@ -26,15 +26,20 @@ from chisel.runner.order import Control, Order, SyncPart
 from chisel.runner.watch import Watch
 
 HEARTBEAT_S = 1.0
-SILENT_S = 2.6
+SILENT_S = 2.0
+ANSWER_S = 0.9
+"""A droplet that says nothing on a session for `SILENT_S` is asked whether it hears at all, and given up when its sshd
+does not answer within `ANSWER_S`. One that does is busy: starting 200 programs at a time, say."""
+MUTE_S = 20.0
+"""How long a command's supervisor may say nothing while its droplet answers."""
 ACK_BYTES = 256 << 10
 _LOOK_S = 0.5
 _END_GRACE_S = 1.0
 _END_ON_CANCEL_S = 3.0
 _LEAVE_S = 2.0
 _BACK_OFF_S, _LONGEST_BACK_OFF_S = 0.1, 5.0
-_UNSTARTED_PATIENCE_S = 15.0
-_SYNC_SILENT_S = 180.0
+_UNSTARTED_PATIENCE_S = 30.0
+_SYNC_MUTE_S = 180.0
 _SYNC_TRIES = 3
 _SYNC_AGAIN = frozenset({"moved", "mismatch"})
 """Refusals of a working copy that changed while it was synced: the sync begins again, knowing less."""
@@ -55,6 +60,12 @@ class Channel(Protocol):
     def done(self) -> None:
         """Say that all has arrived: to close the channel need not wait."""
 
+    async def is_linked(self, within_s: float) -> bool:
+        """Say whether the droplet answers in time on the connection that the channel is on."""
+
+    def give_up(self) -> None:
+        """Drop that connection, without waiting."""
+
 
 class Connector(Protocol):
     """Whoever keeps the connections."""
@@ -64,9 +75,6 @@ class Connector(Protocol):
 
     async def ask(self, host: Host, role: str, request: dict[str, Any]) -> dict[str, Any]:
         """Connect where needed and start a role that gives one answer; return it. Raises HostUnreachable."""
-
-    def forget(self, host: Host) -> None:
-        """Drop the connection to a host."""
 
 
 def new_run_id() -> RunId:
@@ -110,7 +118,7 @@ class Run:
         self._heard_at = 0.0
         self._waits = False
         self._lost_at: float | None = None
-        self._is_silent = False
+        self._silence: HostUnreachable | None = None
         self._never_began = False
         self._part: SyncPart | None = None
         self._is_synced = order.sync is None
@@ -192,8 +200,6 @@ class Run:
             if not self._may_go_on(trouble) or is_first:
                 raise trouble
             self._say_lost(trouble)
-            if isinstance(trouble, _Silence):
-                connector.forget(self.host)
             wait_s = await self._back_off(wait_s, trouble)
             await self._prepare_sync()
             role, request = self._again()
@@ -329,16 +335,14 @@ class Run:
             except ChiselError as error:
                 trouble = error
             except anyio.get_cancelled_exc_class():
-                if self._is_silent:
+                if self._silence is not None:
                     raise
                 with anyio.move_on_after(_END_ON_CANCEL_S, shield=True):
                     await self._end(channel)
                 raise
             tasks.cancel_scope.cancel()
-        if self._is_silent:
-            self._is_silent = False
-            return _Silence(f"`{self.host.name}` has been silent for {SILENT_S:.0f} s", host=self.host.name)
-        return trouble
+        silence, self._silence = self._silence, None
+        return silence or trouble
 
     async def _receive(self, channel: Channel, tasks: Any) -> None:
         """Take frames until the command has ended or, started, is to be left."""
@@ -398,10 +402,28 @@ class Run:
                     await channel.send(Kind.HEARTBEAT)
                     await self._ack(channel)
             await anyio.sleep(_LOOK_S)
-            silent_s = SILENT_S if self._is_synced else _SYNC_SILENT_S  # a working copy may be large, its disk slow
-            if self._waits and self._order.patience_s > 0 and time.monotonic() - self._heard_at > silent_s:
-                self._is_silent = True
-                link.cancel()
+            if self._order.patience_s > 0 and self._silent_s() > SILENT_S:
+                self._silence = await self._judge(channel)
+                if self._silence is not None:
+                    link.cancel()
+
+    def _silent_s(self) -> float:
+        """Return for how long the droplet has said nothing, in seconds; 0 while this end does not listen."""
+        return time.monotonic() - self._heard_at if self._waits else 0.0
+
+    async def _judge(self, channel: Channel) -> HostUnreachable | None:
+        """Say what is wrong with a droplet that has been silent: None when it answers, and may still speak."""
+        host, asked_at = self.host.name, time.monotonic()
+        is_linked = await channel.is_linked(ANSWER_S)
+        if self._heard_at > asked_at or not self._waits:
+            return None
+        if not is_linked:
+            channel.give_up()  # and only this one: others may have opened theirs again already
+            return HostUnreachable(f"`{host}` has been silent for {SILENT_S + ANSWER_S:.0f} s", host=host)
+        mute_s = MUTE_S if self._is_synced else _SYNC_MUTE_S  # a working copy may be large, its disk slow
+        if self._silent_s() <= mute_s:
+            return None
+        return HostUnreachable(f"`{host}` answers, but its command has been silent for {mute_s:.0f} s", host=host)
 
     async def _send_orders(self, channel: Channel, seen: int) -> None:
         """Send what is wanted of the command, from signal number `seen` on, as it is wanted."""
@@ -440,7 +462,3 @@ class Run:
                     if frame.kind not in (Kind.ATTACHED, Kind.STDIN_ACK):
                         self.watch.take(frame)
                 await self._sink.drain()
-
-
-class _Silence(HostUnreachable):
-    """The link is there, but nobody answers on it."""

@@ -15,6 +15,7 @@ from chisel.model import Host
 from chisel.node import frames
 from chisel.node.frames import Frame, Kind
 from chisel.ssh.boot import MISSING, MISSING_STATUS
+from chisel.ssh.link import answers
 from chisel.ssh.window import correct, widen
 
 BUFFER_LIMIT = 1 << 18
@@ -156,6 +157,15 @@ class NodeChannel:
         """Say that nothing more will be sent."""
         if not self._session.is_closed:
             self._channel.write_eof()
+
+    async def is_linked(self, within_s: float) -> bool:
+        """Say whether the droplet's sshd answers on this connection in time, however silent the role is."""
+        return not self._session.is_closed and await answers(self._channel.get_connection(), within_s)
+
+    def give_up(self) -> None:
+        """Drop the connection that this session is on, with all that it carries, without waiting."""
+        if not self._session.is_closed:
+            self._channel.get_connection().abort()
 
     def done(self) -> None:
         """Say that all that was wanted of the role has arrived: to close the channel need not wait for its end."""

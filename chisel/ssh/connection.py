@@ -18,7 +18,7 @@ from chisel.model import Host
 from chisel.node.frames import REQUEST_VARIABLE, Kind, as_json
 from chisel.ssh.boot import install_line, start_line
 from chisel.ssh.channel import NodeChannel, NodeSession
-from chisel.ssh.link import Link
+from chisel.ssh.link import Link, answers
 from chisel.ssh.pipelined import Ahead
 from chisel.ssh.program import NodeProgram
 from chisel.ssh.refusal import remote_error
@@ -95,7 +95,7 @@ class Connection:
     async def is_alive(self) -> bool:
         """Say whether it can be used; one in doubt is asked."""
         if self.is_doubted and not self.is_lost:
-            if not await self._links[0].answers(_ANSWER_S):
+            if not await answers(self._links[0].raw, _ANSWER_S):
                 return False
             self.is_doubted = False
         return not self.is_lost

@@ -45,13 +45,16 @@ class Link:
         if not self._followed and not self.is_lost:
             self.raw.set_keepalive(*self._keepalive)
 
-    async def answers(self, within_s: float) -> bool:
-        """Ask the peer for a sign of life: a request that sshd refuses, as any (RFC 4254, 4)."""
-        ask: Any = self.raw._make_global_request  # noqa: SLF001 - there is no public way to ask for one
-        with anyio.move_on_after(within_s):
-            try:
-                await ask(b"keepalive@openssh.com")
-            except (OSError, asyncssh.Error):
-                return False
-            return True
+
+async def answers(raw: Any, within_s: float) -> bool:
+    """Ask the peer for a sign of life: a request that sshd refuses, as any (RFC 4254, 4)."""
+    if raw.is_closed():
         return False
+    ask = raw._make_global_request  # noqa: SLF001 - there is no public way to ask for one
+    with anyio.move_on_after(within_s):
+        try:
+            await ask(b"keepalive@openssh.com")
+        except (OSError, asyncssh.Error):
+            return False
+        return not raw.is_closed()
+    return False

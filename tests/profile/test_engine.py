@@ -76,9 +76,6 @@ class Only:
     async def ask(self, host: Any, role: str, request: dict[str, Any]) -> Any:
         raise AssertionError(f"{role} was asked of {host}: {request}")
 
-    def forget(self, host: Any) -> None:
-        raise AssertionError(f"the link to {host} was lost")
-
 
 class Profiler:
     """Profile on the bench's droplet, in a directory that holds the built example."""
