@@ -34,8 +34,9 @@ from .tree import DIRECTORY, FILE, LINK, Directories, Item
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _INCOMING = "incoming"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_BLOCK = 1 << 20
+_PIECE = 1 << 18
 _HOLE = 1 << 16
+_OWNER_CAN = 0o600
 
 
 @dataclass(slots=True)
@@ -78,6 +79,7 @@ class Stage:
         self._source: int | None = None
         self._content = hashlib.sha256()
         self._size = 0
+        self._arrived: dict[str, tuple[int, int] | None] = {}
 
     def close(self) -> None:
         """Close what is open; contents that came whole stay, an empty place goes."""
@@ -183,7 +185,7 @@ class Stage:
             except OSError:
                 raise stdio.Refused("moved", f"`{source}` is no longer there to be patched") from None
 
-    def _add(self, data: bytes) -> None:
+    def _add(self, data: bytes | memoryview) -> None:
         if self._blob is None:
             raise tree.DamagedStream("content came without a beginning")
         self._content.update(data)
@@ -193,13 +195,14 @@ class Stage:
     def _add_from_source(self, offset: int, length: int) -> None:
         if self._source is None or offset < 0 or length < 0:
             raise tree.DamagedStream("there is nothing to take that from")
+        buffer = memoryview(bytearray(min(length, _PIECE)))
         while length > 0:
-            data = os.pread(self._source, min(length, _BLOCK), offset)
-            if not data:
+            size = os.preadv(self._source, [buffer[: min(length, _PIECE)]], offset)
+            if not size:
                 raise stdio.Refused("moved", "the file to be patched is shorter than it was")
-            self._add(data)
-            offset += len(data)
-            length -= len(data)
+            self._add(buffer[:size])
+            offset += size
+            length -= size
 
     def _finish(self, check: str) -> None:
         """Name a received content by its hash; an empty `check` means that the client could not read it whole."""
@@ -213,12 +216,18 @@ class Stage:
             if self._source is not None:
                 raise stdio.Refused("moved", f"the patched `{item.path}` is not what it should be")
             raise tree.DamagedStream(f"`{item.path}` arrived damaged")
-        self._keep(digest)
+        self._keep(digest, item)
         self.orders.puts[item.path] = item._replace(digest=digest, size=size)
 
-    def _keep(self, digest: str) -> None:
+    def _keep(self, digest: str, item: Item | None = None) -> None:
+        """Name what has come, with the mode and time of its path where that leaves it readable here."""
         assert self._blob is not None
         os.ftruncate(self._blob, self._size)
+        self._arrived[digest] = None
+        if item is not None and item.mode & _OWNER_CAN == _OWNER_CAN:
+            os.utime(self._blob, ns=(item.mtime_ns, item.mtime_ns))
+            os.fchmod(self._blob, item.mode & tree.PERMISSIONS)
+            self._arrived[digest] = _dress(item)
         os.rename(_INCOMING, digest, src_dir_fd=self.handle, dst_dir_fd=self.handle)
         self._drop_blob()
 
@@ -244,8 +253,13 @@ class Stage:
                 raise stdio.Refused("moved", f"content {digest} is no longer on the droplet")
         return self.orders
 
-    def prepare(self, item: Item, name: str, *, is_last: bool) -> None:
-        """Make one staged content ready under `name`, with its mode and time; the last user takes the file itself."""
+    def prepare(self, item: Item, name: str, *, is_last: bool) -> str:
+        """Make one staged content ready, with its mode and time, and return its name: `name`, or what it has already.
+
+        The last user takes the file itself.
+        """
+        if is_last and self._arrived.get(item.digest) == _dress(item):
+            return item.digest
         if is_last:
             os.rename(item.digest, name, src_dir_fd=self.handle, dst_dir_fd=self.handle)
         else:
@@ -256,8 +270,11 @@ class Stage:
             os.fchmod(handle, item.mode & tree.PERMISSIONS)
         finally:
             os.close(handle)
+        return name
 
     def _has(self, digest: str) -> bool:
+        if digest in self._arrived:
+            return True
         if not _DIGEST.fullmatch(digest):
             raise tree.DamagedStream(f"`{digest[:80]}` names no content")
         try:
@@ -298,18 +315,23 @@ class Stage:
             os.close(source)
 
 
+def _dress(item: Item) -> tuple[int, int]:
+    """Return what a file has beside its content."""
+    return item.mode & tree.PERMISSIONS, item.mtime_ns
+
+
 def _file(record: list[Any], digest: str = "") -> Item:
     """Decode path, mode, size and time of a file."""
     path, mode, size, mtime_ns = record[1:5]
     return tree.decode_item([record[0], path, FILE, mode, digest, size, mtime_ns])
 
 
-def write_sparsely(handle: int, data: bytes) -> None:
+def write_sparsely(handle: int, data: bytes | memoryview) -> None:
     """Append a piece; runs of zeros become holes, the last of which only `ftruncate` makes. Raises OSError."""
     view = memoryview(data)
     for start in range(0, len(data), _HOLE):
         piece = view[start : start + _HOLE]
-        if len(piece) == _HOLE and piece == _ZEROS:
+        if len(piece) == _HOLE and not piece[0] and piece.tobytes() == _ZEROS:  # views are compared item by item: slow
             os.lseek(handle, _HOLE, os.SEEK_CUR)
             continue
         while piece:

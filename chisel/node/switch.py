@@ -60,7 +60,8 @@ class Switch:
         self._before = before
         self._after = after
         self._orders = orders
-        self._puts: list[Item] = []
+        self._puts: list[tuple[str, str]] = []
+        self._folders: dict[str, bool] = {}
         self._opened: dict[str, int] = {}
         self._moved = applied(before, Orders(moves=orders.moves)) if orders.moves else before
         self._keys_before = sorted(before)
@@ -72,14 +73,14 @@ class Switch:
 
     def prepare(self) -> None:
         """Give every content its mode and time, beside the working copy."""
-        wanted = self._orders.puts.values()
-        self._puts = sorted(item for item in wanted if not self._is_there(item))
+        wanted = sorted(item for item in self._orders.puts.values() if not self._is_there(item))
         left: dict[str, int] = {}
-        for item in self._puts:
+        for item in wanted:
             left[item.digest] = left.get(item.digest, 0) + 1
-        for number, item in enumerate(self._puts):
+        for number, item in enumerate(wanted):
             left[item.digest] -= 1
-            self._stage.prepare(item, f"put-{number}", is_last=not left[item.digest])
+            name = self._stage.prepare(item, f"put-{number}", is_last=not left[item.digest])
+            self._puts.append((name, item.path))
         for number, item in enumerate(self._orders.links.values()):
             os.symlink(item.digest, f"link-{number}", dir_fd=self._stage.handle)
 
@@ -94,8 +95,8 @@ class Switch:
         self._delete(sorted(self._moved.keys() - self._after.keys(), reverse=True))
         for path in orders.extras:
             self._remove_extra(path)
-        for number, item in enumerate(self._puts):
-            self._move_in(f"put-{number}", item.path)
+        for name, path in self._puts:
+            self._move_in(name, path)
         for number, item in enumerate(orders.links.values()):
             self._move_in(f"link-{number}", item.path)
         modes = {**self._opened, **{path: item.mode for path, item in orders.directories.items()}, **orders.modes}
@@ -122,7 +123,7 @@ class Switch:
 
     def _is_there(self, item: Item) -> bool:
         """Say whether a path that was never pushed holds the wanted content already: then it keeps its time."""
-        if item.path in self._before:
+        if item.path in self._before or not self._has_folder(item.path.rpartition("/")[0]):
             return False
         status = self._directories.look(item.path)
         if status is None or not stat.S_ISREG(status.st_mode):
@@ -137,6 +138,13 @@ class Switch:
         self._change_mode(item.path, item.mode)
         self._after[item.path] = self._after[item.path]._replace(mtime_ns=status.st_mtime_ns)
         return True
+
+    def _has_folder(self, path: str) -> bool:
+        """Say whether there is a directory before the burst: many files may be about to come into one."""
+        if path not in self._folders:
+            status = self._directories.look(path) if path else None
+            self._folders[path] = not path or (status is not None and stat.S_ISDIR(status.st_mode))
+        return self._folders[path]
 
     # -- one path
 

@@ -35,8 +35,11 @@ class Sums:
         self._crc = 0
         self._filled = 0
 
-    def add(self, data: bytes) -> None:
-        """Take the next piece."""
+    def add(self, data: bytes, crc: int | None = None) -> None:
+        """Take the next piece, whose checksum may be known."""
+        if crc is not None and not self._filled and len(data) == self._block:
+            self._sums.append(crc)
+            return
         block, view, at = self._block, memoryview(data), 0
         if not self._filled:
             whole = len(data) - len(data) % block
@@ -93,13 +96,14 @@ class Difference:
             data = self._read(at, step)
             if not data:
                 break
-            if not aligned and self._is_old(number, data):
+            crc = None if aligned else zlib.crc32(data)
+            if crc is not None and self._is_old(number, len(data), crc):
                 if length and (start + length != number * self._block or length >= _LONGEST):
                     yield (start, length)
                     length = 0
                 start = start if length else number * self._block
                 length += len(data)
-                self._take(data)
+                self._take(data, crc)
                 continue
             if length:
                 yield (start, length)
@@ -108,7 +112,7 @@ class Difference:
                 shift = growth
                 yield from self._literal(data, at, stop)
                 continue
-            self._take(data)
+            self._take(data, crc)
             yield data
         if length:
             yield (start, length)
@@ -119,7 +123,8 @@ class Difference:
         begin = number * self._block + growth
         if begin < at or number >= len(self._old):
             return None
-        return begin if self._is_old(number, self._read(begin, self._block)) else None
+        data = self._read(begin, self._block)
+        return begin if self._is_old(number, len(data), zlib.crc32(data)) else None
 
     def _literal(self, data: bytes, at: int, stop: int) -> Iterator[bytes]:
         """Give what lies between two places; `data` has been read already."""
@@ -132,17 +137,17 @@ class Difference:
             at += len(piece)
             yield piece
 
-    def _is_old(self, number: int, data: bytes) -> bool:
-        if not 0 <= number < len(self._old) or len(data) != min(self._block, self._old_size - number * self._block):
+    def _is_old(self, number: int, length: int, crc: int) -> bool:
+        if not 0 <= number < len(self._old) or length != min(self._block, self._old_size - number * self._block):
             return False
-        return zlib.crc32(data) == self._old[number]
+        return crc == self._old[number]
 
     def _read(self, at: int, length: int) -> bytes:
         return os.pread(self._handle, length, at)
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes, crc: int | None = None) -> None:
         self.content.update(data)
-        self.sums.add(data)
+        self.sums.add(data, crc)
         self.length += len(data)
 
 

@@ -126,7 +126,7 @@ class Cast:
         stream = self._stream
         stream.open()
         yield self._piece(Kind.PROGRESS, frames.as_json({"codec": codec_name}))
-        packer = codec.open_packer(codec_name, bytes_per_s, stream.content_bytes)
+        packer = codec.open_packer(codec_name, bytes_per_s, stream.read_bytes)
         waiting, given = bytearray(), 0
         for record in stream.packed_part():
             waiting += packer.compress(record)

@@ -18,6 +18,8 @@ WINDOW_LOG = 26
 
 _SLOW_BYTES_PER_S, _FAST_BYTES_PER_S = 6e6, 40e6
 _LZMA_DICTIONARY = 64 << 20
+SMALL_BYTES = 1 << 20
+"""Not worth loading zstd for, here and there."""
 _LARGE_BYTES = 24 << 20
 _SAMPLE, _SAMPLES = 16 << 10, 3
 _HOPELESS = 0.96
@@ -36,8 +38,14 @@ class Packer(Protocol):
         """Return the end of the stream."""
 
 
-def choose_codec(offered: Collection[str], bytes_per_s: float) -> str:
-    """Return the best codec that a droplet offers for a link of that speed (0: not known)."""
+def choose_codec(offered: Collection[str], bytes_per_s: float, size: int) -> str:
+    """Return the best codec that a droplet offers for `size` bytes over a link of that speed (0: not known).
+
+    Changed blocks of large files count nothing: their order of work is more than their bytes, and a droplet whose zstd
+    is a program gets nothing of them before 128 KiB have come.
+    """
+    if size <= SMALL_BYTES:
+        return "zlib"
     if "zstd" in offered:
         return "zstd"
     if "lzma" in offered and bytes_per_s < _SLOW_BYTES_PER_S * 2:
@@ -55,7 +63,8 @@ def open_packer(codec: str, bytes_per_s: float = 0.0, size: int = 1 << 30) -> Pa
         return ZstdPacker(6 if bytes_per_s < _SLOW_BYTES_PER_S else 5 if bytes_per_s < _FAST_BYTES_PER_S else 3, size)
     if codec == "lzma":
         return LzmaPacker()
-    return ZlibPacker(6 if bytes_per_s < _SLOW_BYTES_PER_S else 1)
+    is_slow = bytes_per_s < _SLOW_BYTES_PER_S if bytes_per_s else size < _LARGE_BYTES
+    return ZlibPacker(6 if is_slow else 1)
 
 
 class ZstdPacker:

@@ -96,8 +96,7 @@ class Part:
         plan = self._plan
         if plan is None or self._asks or plan.is_empty:
             return
-        name = "zlib" if plan.read_bytes <= UNASKED_BYTES else codec.choose_codec(self._codecs, self._there.bytes_per_s)
-        self._cast = self._job.cast((self._there.tree, self._own), plan, name, self._there.bytes_per_s)
+        self._cast = self._open_cast((self._there.tree, self._own), plan)
         if plan.read_bytes <= UNASKED_BYTES:
             pieces = await all_of(self._cast)
             data = b"".join(piece.payload for piece in pieces if piece.kind == Kind.DATA)
@@ -267,9 +266,12 @@ class Part:
         return plan
 
     def _share_cast(self, plan: Plan) -> Cast:
-        rate = self._there.bytes_per_s
-        self._cast = self._job.cast(self._plan_key, plan, codec.choose_codec(self._codecs, rate), rate)
+        self._cast = self._open_cast(self._plan_key, plan)
         return self._cast
+
+    def _open_cast(self, key: Any, plan: Plan) -> Cast:
+        rate = self._there.bytes_per_s
+        return self._job.cast(key, plan, codec.choose_codec(self._codecs, rate, plan.content_bytes), rate)
 
     async def _follow_neighbour(self, channel: Channel, place: Place) -> bool:
         """Have the stream come from another droplet, and send what it does not bring; True when all is done."""

@@ -59,9 +59,9 @@ class Stream:
             self._root = -1
 
     @property
-    def content_bytes(self) -> int:
-        """Return about how many bytes of content have to be sent."""
-        return self._plan.content_bytes
+    def read_bytes(self) -> int:
+        """Return how many bytes of content are read for it: so many have to be sent at most."""
+        return self._plan.read_bytes
 
     @property
     def has_plain_part(self) -> bool:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import shutil
 from pathlib import Path
 
 import anyio
 import pytest
 
 from chisel.node.frames import Kind
+from chisel.node.stage import Stage
+from chisel.node.tree import Directories
 from chisel.sync import cast as casting
 from chisel.sync.cast import Cast, all_of
+from chisel.sync.codec import choose_codec
 from chisel.sync.index import Index
 from chisel.sync.plan import Here, Present, make_plan
 from chisel.sync.scan import scan
@@ -42,6 +48,43 @@ async def test_all_get_the_same_and_it_is_made_once(tmp_path: Path) -> None:
     assert 4_000_000 <= cast.sent_bytes <= len(found[0]) <= 4_100_000
     assert cast.outcome is not None
     assert len(cast.outcome.final) == 40
+
+
+async def test_a_droplet_works_on_a_large_file_while_it_is_read_here(tmp_path: Path) -> None:
+    """What it holds of the file already grows with every piece of the stream, with the codec that zstd comes before."""
+    size, offered = 40 << 20, ("zstd", "lzma", "zlib")
+    file, there = tmp_path / "tree" / "large", tmp_path / "there"
+    write(file, random.Random(3).randbytes(size))
+    shutil.copytree(file.parent, there)
+    index = Index.load(tmp_path / "index")
+    old = scan(file.parent, index).items
+    with file.open("r+b") as out:
+        out.seek(size // 2)
+        out.write(b"new")
+    local = scan(file.parent, index)
+    plan = make_plan(Here(local.items), Present(old, patchable={old["large"].digest}))
+    pieces = await all_of(Cast(Stream(local, index, plan), choose_codec(offered, 0.0, plan.content_bytes), 0.0))
+    handle, sizes = os.open(there, os.O_RDONLY), list[int]()
+    stage = Stage(str(tmp_path / "stage"), Directories(handle))
+    try:
+        stage.expect(json.loads(pieces[0].payload)["codec"])
+        for piece in pieces[1:-1]:
+            stage.feed(piece.payload)
+            sizes += [found.stat().st_size for found in Path(stage.path).glob("incoming")]
+        stage.end()
+        assert [found.read_bytes() for found in Path(stage.path).iterdir()] == [file.read_bytes()]
+    finally:
+        stage.close()
+        os.close(handle)
+    assert len(set(sizes)) >= 4
+    assert sizes[0] < size // 2
+
+
+def test_zstd_is_for_what_is_worth_it() -> None:
+    offered = ("zstd", "lzma", "zlib")
+    assert [choose_codec(offered, 0.0, size) for size in (0, 1 << 20, 1 << 21)] == ["zlib", "zlib", "zstd"]
+    assert choose_codec(("lzma", "zlib"), 1e6, 1 << 21) == "lzma"
+    assert choose_codec(("lzma", "zlib"), 1e8, 1 << 21) == "zlib"
 
 
 async def test_who_comes_late_gets_everything(tmp_path: Path) -> None:

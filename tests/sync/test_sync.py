@@ -219,8 +219,8 @@ async def test_whatever_the_droplet_can_decompress_is_used(
 ) -> None:
     chosen: list[str] = []
 
-    def choose(offered: Any, rate: float) -> str:
-        del rate
+    def choose(offered: Any, rate: float, size: int) -> str:
+        del rate, size
         assert codec in offered
         chosen.append(codec)
         return codec
