@@ -81,13 +81,17 @@ def test_auth_names_the_scopes_that_are_missing(user: User, cloud: Sandbox) -> N
 
 def test_an_idle_droplet_destroys_itself_and_a_busy_one_does_not(user: User, cloud: Sandbox) -> None:
     token = armed(user, cloud)
-    said = user.does("up", "-n", "2", "--idle", "6s")
-    assert "self-destruct: on, after 6 s without a request" in said.err
-    until(lambda: "self-destruct: on" in user.does("status").out.decode(), what="the watchdogs")
-    ran = user.does("run", "--on", "1", f"sleep 13; {cat_all()} | grep -c {token}")
-    assert int(ran.out) >= 2, "root can read it, and the README says so"
-    assert "chisel-dev-1" in cloud.alive, "while its command ran it was in use"
-    assert "chisel-dev-2" not in cloud.alive, "it was idle for 13 s"
+    said = user.does("up", "-n", "2", "--idle", "10s")
+    assert "self-destruct: on, after 10 s without a request" in said.err
+    gate = user.home / "gate"
+    line = f"while [ ! -e {gate} ]; do sleep 0.2; done; sleep 4; {cat_all()} | grep -c {token}"
+    with user.start("run", "--on", "1", line) as ran:
+        until(lambda: cloud.alive == ["chisel-dev-1"], what="the end of the idle one", deadline_s=60)
+        until(lambda: "self-destruct: on" in user.does("status").out.decode(), what="the other's watchdog")
+        gate.touch()
+        out, err = ran.communicate(timeout=60)
+    assert (ran.returncode, err) == (0, b"")
+    assert int(out) >= 2, "root can read it, and the README says so"
     until(lambda: not cloud.alive, what="the end of the other")
 
 
