@@ -222,25 +222,27 @@ class Stage:
     def _keep(self, digest: str, item: Item | None = None) -> None:
         """Name what has come, with the mode and time of its path where that leaves it readable here."""
         assert self._blob is not None
-        os.ftruncate(self._blob, self._size)
+        if self._size >= _HOLE:
+            os.ftruncate(self._blob, self._size)
         self._arrived[digest] = None
         if item is not None and item.mode & _OWNER_CAN == _OWNER_CAN:
             os.utime(self._blob, ns=(item.mtime_ns, item.mtime_ns))
             os.fchmod(self._blob, item.mode & tree.PERMISSIONS)
             self._arrived[digest] = _dress(item)
         os.rename(_INCOMING, digest, src_dir_fd=self.handle, dst_dir_fd=self.handle)
-        self._drop_blob()
+        self._close_blob()
 
     def _drop_blob(self) -> None:
-        self._item = None
-        if self._source is not None:
-            os.close(self._source)
-            self._source = None
         if self._blob is not None:
-            os.close(self._blob)
-            self._blob = None
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(_INCOMING, dir_fd=self.handle)
+            os.unlink(_INCOMING, dir_fd=self.handle)
+        self._close_blob()
+
+    def _close_blob(self) -> None:
+        self._item = None
+        for handle in (self._source, self._blob):
+            if handle is not None:
+                os.close(handle)
+        self._source = self._blob = None
 
     # -- getting ready
 
@@ -253,12 +255,13 @@ class Stage:
                 raise stdio.Refused("moved", f"content {digest} is no longer on the droplet")
         return self.orders
 
-    def prepare(self, item: Item, name: str, *, is_last: bool) -> str:
+    def prepare(self, item: Item, name: str, *, is_last: bool, is_exchanged: bool = False) -> str:
         """Make one staged content ready, with its mode and time, and return its name: `name`, or what it has already.
 
-        The last user takes the file itself.
+        The last user takes the file itself. What will be exchanged for another must have `name`: nothing else may be
+        called after a content.
         """
-        if is_last and self._arrived.get(item.digest) == _dress(item):
+        if is_last and not is_exchanged and self._arrived.get(item.digest) == _dress(item):
             return item.digest
         if is_last:
             os.rename(item.digest, name, src_dir_fd=self.handle, dst_dir_fd=self.handle)

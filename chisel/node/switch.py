@@ -11,11 +11,14 @@ import time
 from collections.abc import Iterable
 
 from . import stdio, tree
+from .exchange import exchanged
 from .manifest import Rows, look_of, row_of
 from .stage import Orders, Stage
 from .tree import DIRECTORY, FILE, Directories, Item
 
 _OWNER_CAN = 0o700
+_LARGE_BYTES = 1 << 20
+"""To replace or free so much takes a while."""
 
 
 def applied(rows: Rows, orders: Orders) -> Rows:
@@ -60,7 +63,7 @@ class Switch:
         self._before = before
         self._after = after
         self._orders = orders
-        self._puts: list[tuple[str, str]] = []
+        self._puts: list[tuple[str, str, bool]] = []
         self._folders: dict[str, bool] = {}
         self._opened: dict[str, int] = {}
         self._moved = applied(before, Orders(moves=orders.moves)) if orders.moves else before
@@ -79,8 +82,11 @@ class Switch:
             left[item.digest] = left.get(item.digest, 0) + 1
         for number, item in enumerate(wanted):
             left[item.digest] -= 1
-            name = self._stage.prepare(item, f"put-{number}", is_last=not left[item.digest])
-            self._puts.append((name, item.path))
+            before = self._before.get(item.path)
+            is_large = before is not None and max(before.size, item.size) >= _LARGE_BYTES
+            last = not left[item.digest]
+            name = self._stage.prepare(item, f"put-{number}", is_last=last, is_exchanged=is_large)
+            self._puts.append((name, item.path, is_large))
         for number, item in enumerate(self._orders.links.values()):
             os.symlink(item.digest, f"link-{number}", dir_fd=self._stage.handle)
 
@@ -95,8 +101,8 @@ class Switch:
         self._delete(sorted(self._moved.keys() - self._after.keys(), reverse=True))
         for path in orders.extras:
             self._remove_extra(path)
-        for name, path in self._puts:
-            self._move_in(name, path)
+        for name, path, is_large in self._puts:
+            self._move_in(name, path, is_large=is_large)
         for number, item in enumerate(orders.links.values()):
             self._move_in(f"link-{number}", item.path)
         modes = {**self._opened, **{path: item.mode for path, item in orders.directories.items()}, **orders.modes}
@@ -177,7 +183,10 @@ class Switch:
                 if not self._remove_if_empty(parent, name):
                     self._opened[path] = status.st_mode & tree.PERMISSIONS
             elif path in self._moved and self._moved[path].kind != DIRECTORY:
-                os.unlink(name, dir_fd=parent)
+                if status.st_size < _LARGE_BYTES:
+                    os.unlink(name, dir_fd=parent)
+                else:
+                    os.rename(name, f"gone-{self.deleted}", src_dir_fd=parent, dst_dir_fd=self._stage.handle)
                 self.deleted += 1
 
     def _remove_extra(self, path: str) -> None:
@@ -213,8 +222,11 @@ class Switch:
                 self._set_aside(parent, path, name)
         os.mkdir(name, dir_fd=parent)
 
-    def _move_in(self, staged: str, path: str) -> None:
+    def _move_in(self, staged: str, path: str, *, is_large: bool = False) -> None:
+        """Bring a file from the stage to its place; a large one that was there goes with the stage, after the burst."""
         parent, name = self._writable(path)
+        if is_large and self._is_file(parent, name) and exchanged(staged, self._stage.handle, name, parent):
+            return
         try:
             os.rename(staged, name, src_dir_fd=self._stage.handle, dst_dir_fd=parent)
         except IsADirectoryError:
@@ -222,6 +234,13 @@ class Switch:
             if not self._remove_if_empty(parent, name):
                 self._set_aside(parent, path, name)
             os.rename(staged, name, src_dir_fd=self._stage.handle, dst_dir_fd=parent)
+
+    @staticmethod
+    def _is_file(parent: int, name: str) -> bool:
+        try:
+            return stat.S_ISREG(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return False
 
     def _writable(self, path: str) -> tuple[int, str]:
         """Return the directory that holds a path, made where it is missing, and writable until the burst is over."""

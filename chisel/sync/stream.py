@@ -160,16 +160,16 @@ class Stream:
                 content, length, packed = difference.content, difference.length, difference.sums.packed()
             else:
                 content, length, collected = hashlib.sha256(), 0, blocks.Sums(before.st_size)
-                is_large = before.st_size >= blocks.LEAST_BYTES
+                wants_sums = before.st_size >= blocks.LEAST_BYTES and not self._has_sums(item)
                 yield tree.pack(["put", *_facts(now)])
                 for data in tree.read_chunks(source, before.st_size + 1):
                     content.update(data)
-                    if is_large:
+                    if wants_sums:
                         collected.add(data)
                     length += len(data)
                     self.done_bytes += len(data)
                     yield tree.pack_bytes(data)
-                packed = collected.packed()
+                packed = collected.packed() if wants_sums else b""
             is_whole = length == before.st_size and tree.same_file_state(before, os.fstat(source))
         finally:
             os.close(source)
@@ -181,6 +181,10 @@ class Stream:
         yield tree.pack(["end", digest[: tree.CHECK_DIGITS]])
         self.done_files += 1
         self._note(now._replace(digest=digest, size=length), before, read_at, packed)
+
+    def _has_sums(self, item: Item) -> bool:
+        """Say whether the checksums of what a file held at its scan are known: it seldom holds anything else now."""
+        return bool(item.digest) and self._index.sums_of(item.digest) is not None
 
     def _patch(self, difference: blocks.Difference) -> Iterator[bytes]:
         for piece in difference.pieces():
