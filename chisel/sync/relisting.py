@@ -18,7 +18,15 @@ from pathlib import Path
 
 from chisel.node.offer import RACY_NS
 from chisel.node.tree import DIRECTORY, FILE, LINK
-from chisel.sync.ignore import CHISEL_IGNORE, GIT, GIT_IGNORE, Rules, Surroundings, default_surroundings
+from chisel.sync.ignore import (
+    CHISEL_IGNORE,
+    GIT,
+    GIT_IGNORE,
+    Place,
+    Rules,
+    Surroundings,
+    default_surroundings,
+)
 from chisel.sync.ignore.rules import Scope
 from chisel.sync.listing import Entry, LeftOut, Listing, Walk
 
@@ -77,12 +85,13 @@ class _Kept:
         self._looks = {path: _look_of(entry.status) for path, entry in listing.entries.items()}
         self._members = _members_of(listing.entries.values())
         self._differs = set[str]()
-        self._left_out = list(listing.left_out)
+        self._left_out = {one.path: one for one in listing.left_out}
         self._names = walk.names
         looks = {path: walk.entries[path].status for path in walk.directories if path}
         self._folders = {path: stamp_of(look, looked_at_ns) for path, look in {"": top, **looks}.items()}
         places = {*_rule_places(walk, rules), *_places_above(rules)}
         self._sources = {place: _stamp_at(place, looked_at_ns) for place in places}
+        self._device = top.st_dev
         self._is_usable = all(look.st_dev == top.st_dev for look in looks.values()) and not _includes_others(
             walk, rules
         )
@@ -96,7 +105,7 @@ class _Kept:
     @property
     def listing(self) -> Listing:
         """Return the listing as it is now."""
-        return Listing(self._listing.root, self._entries, tuple(self._left_out), self._listing.notices)
+        return Listing(self._listing.root, self._entries, tuple(self._left_out.values()), self._listing.notices)
 
     def renew(self) -> set[str] | None:
         """Take in what has changed and return those paths; None when the tree must be listed wholly."""
@@ -123,12 +132,14 @@ class _Kept:
         # Taken before anything is looked at: to decide about what came may take longer than a tick of the clock.
         began_ns, prefix = time.time_ns(), f"{self._root.rstrip('/')}/"
         fresh, looks, entries, stat_at = list[Entry](), self._looks, self._entries, os.stat
-        for folder, stamp in self._folders.items():
+        for folder, stamp in list(self._folders.items()):
+            if folder not in self._folders:
+                continue  # it went with the one above
             handle = os.open(prefix + folder, _OPEN_ROOT | os.O_NOFOLLOW if folder else _OPEN_ROOT)
             try:
                 status = os.fstat(handle)
                 if stamp != (status.st_dev, status.st_ino, status.st_mode, status.st_mtime_ns, status.st_ctime_ns):
-                    if not self._look_again(folder):
+                    if not self._look_again(folder, began_ns):
                         return None
                     self._folders[folder] = stamp_of(status, began_ns)
                 if folder and looks[folder] != (look := _look_of(status)):
@@ -148,36 +159,83 @@ class _Kept:
                 os.close(handle)
         return fresh
 
-    def _look_again(self, folder: str) -> bool:
-        """Take in what came to a directory and went from it; False when that is more than single files."""
+    def _look_again(self, folder: str, began_ns: int) -> bool:
+        """Take in what came to a directory and went from it; False when other rules may hold for it."""
         with os.scandir(os.path.join(self._root, folder)) as entries:
             found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
         known = self._names[folder]
         if found == known:
             return True
         differs = {name for name in found.keys() | known.keys() if found.get(name) != known.get(name)}
-        if differs & _RULE_FILES or any(found.get(name) or known.get(name) for name in differs):
+        if differs & _RULE_FILES:
             return False
-        for name in sorted(differs):
+        # Whatever goes is gone before anything comes: a name may be both.
+        for name in differs & known.keys():
+            self._drop(f"{folder}/{name}" if folder else name)
+            self._members.get(folder, {}).pop(name, None)
+        for name in sorted(differs & found.keys()):
             path = f"{folder}/{name}" if folder else name
-            if name not in found:
-                if self._entries.pop(path, None) is not None:
-                    self._differs.add(path)
-                self._members.get(folder, {}).pop(name, None)
-                self._looks.pop(path, None)
-                self._left_out = [one for one in self._left_out if one.path != path]
-            elif not self._take_in(path):
+            if not (self._take_in_folder(path, began_ns) if found[name] else self._take_in(path)):
                 return False
         self._names[folder] = found
         return True
 
-    def _take_in(self, path: str) -> bool:
-        """Decide about a file that is new; False for what is no file."""
+    def _drop(self, path: str) -> None:
+        """Forget a path and all that is below it."""
+        waiting = [path]
+        while waiting:
+            one = waiting.pop()
+            waiting += [f"{one}/{name}" for name in self._names.pop(one, ())]
+            for kept in (self._folders, self._members, self._looks, self._left_out):
+                kept.pop(one, None)
+            if self._entries.pop(one, None) is not None:
+                self._differs.add(one)
+
+    def _take_in_folder(self, path: str, began_ns: int) -> bool:
+        """Decide about a directory that is new and all that is in it; False where other rules may hold there."""
+        rules, waiting = self._current_rules(), [path]
+        while waiting:
+            path = waiting.pop()
+            verdict = rules.decide(path, is_directory=True)
+            if not verdict.is_sent:
+                above, _, name = path.rpartition("/")
+                place = rules.place(above)
+                if isinstance(place, Place) and place.may_send_below(name, verdict):
+                    return False
+                self._left_out[path] = LeftOut(path, is_directory=True, reason="ignored", verdict=verdict)
+                continue
+            folder = os.path.join(self._root, path)
+            status = os.lstat(folder)
+            with os.scandir(folder) as entries:
+                names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+            if status.st_dev != self._device or not stat.S_ISDIR(status.st_mode) or names.keys() & _RULE_FILES:
+                return False
+            self._names[path] = names
+            self._folders[path] = stamp_of(status, began_ns)
+            self._come(Entry(path, DIRECTORY, status))
+            for name, is_directory in sorted(names.items()):
+                inner = f"{path}/{name}"
+                if is_directory:
+                    waiting.append(inner)
+                elif not self._take_in(inner):
+                    return False
+        return True
+
+    def _current_rules(self) -> Rules:
         if self._rules is None:
             self._rules = Rules(self._root, self._around, trusts_listing=False)
-        verdict = self._rules.decide(path, is_directory=False)
+        return self._rules
+
+    def _come(self, entry: Entry) -> None:
+        self._entries[entry.path] = entry
+        self._looks[entry.path] = _look_of(entry.status)
+        self._differs.add(entry.path)
+
+    def _take_in(self, path: str) -> bool:
+        """Decide about a file that is new; False for what is no file."""
+        verdict = self._current_rules().decide(path, is_directory=False)
         if not verdict.is_sent:
-            self._left_out.append(LeftOut(path, is_directory=False, reason="ignored", verdict=verdict))
+            self._left_out[path] = LeftOut(path, is_directory=False, reason="ignored", verdict=verdict)
             return True
         try:
             status = os.lstat(os.path.join(self._root, path))
@@ -185,7 +243,7 @@ class _Kept:
             return True  # as it came it went: the directory's times will have changed
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
             return False
-        self._entries[path] = Entry(path, FILE if stat.S_ISREG(status.st_mode) else LINK, status)
+        self._come(Entry(path, FILE if stat.S_ISREG(status.st_mode) else LINK, status))
         folder, _, name = path.rpartition("/")
         self._members.setdefault(folder, {})[name] = path
         return True

@@ -100,7 +100,7 @@ def test_an_unchanged_tree_is_not_read_again(
 
 
 Change = Callable[[Path], object]
-SINGLE_FILES: dict[str, Change] = {
+TAKEN_IN: dict[str, Change] = {
     "a file is edited": lambda tree: (tree / "d1" / "f1.c").write_text("other"),
     "a file is replaced": lambda tree: os.replace(write(tree / "d1" / ".f1.c.swp", "new"), tree / "d1" / "f1.c"),
     "a file comes": lambda tree: write(tree / "d2" / "new.c"),
@@ -111,18 +111,36 @@ SINGLE_FILES: dict[str, Change] = {
     "a link is turned": lambda tree: ((tree / "d1" / "link").unlink(), (tree / "d1" / "link").symlink_to("f6.c")),
     "a mode changes": lambda tree: (tree / "d1" / "f1.c").chmod(0o755),
     "a directory's mode changes": lambda tree: (tree / "d1").chmod(0o700),
-}
-MORE: dict[str, Change] = {
     "a directory comes": lambda tree: write(tree / "new" / "deep" / "a"),
+    "a directory comes that is empty": lambda tree: (tree / "d1" / "empty").mkdir(),
+    "a directory comes with what is ignored": lambda tree: (write(tree / "d2" / "n" / "o.o"), write(tree / "d2/n/o.c")),
+    "a directory comes that holds only what is ignored": lambda tree: write(tree / "d2" / "m" / "o.o"),
+    "an ignored directory goes": lambda tree: shutil.rmtree(tree / "out"),
+    "a directory gets an ignored name": lambda tree: (tree / "d4").rename(tree / "out" / "d4"),
+    "a directory takes an ignored one's place": lambda tree: (
+        shutil.rmtree(tree / "out"), (tree / "d4").rename(tree / "out")
+    ),
     "a directory goes": lambda tree: shutil.rmtree(tree / "d3"),
     "a directory is renamed": lambda tree: (tree / "d3").rename(tree / "d9"),
-    "a directory takes a file's place": lambda tree: ((tree / "d1" / "f1.c").unlink(), (tree / "d1" / "f1.c").mkdir()),
+    "a directory goes into another": lambda tree: (tree / "d3").rename(tree / "d2" / "d3"),
+    "a directory takes a file's place": lambda tree: ((tree / "d1" / "f1.c").unlink(), write(tree / "d1/f1.c/in")),
+    "a file takes a directory's place": lambda tree: (shutil.rmtree(tree / "d3"), write(tree / "d3")),
+    "a link takes a directory's place": lambda tree: (
+        (tree / "d3").rename(tree / "d9"), (tree / "d3").symlink_to("d9")
+    ),
+    "two directories change places": lambda tree: (
+        (tree / "d3").rename(tree / "d9"), (tree / "d4").rename(tree / "d3"), (tree / "d9").rename(tree / "d4")
+    ),
+}  # fmt: skip
+MORE: dict[str, Change] = {
     "a FIFO comes": lambda tree: os.mkfifo(tree / "d1" / "fifo"),
     "the rules are edited": lambda tree: (tree / ".gitignore").write_text("*.c\n"),
     "the rules go": lambda tree: (tree / ".gitignore").unlink(),
     "nested rules come": lambda tree: write(tree / "d1" / ".gitignore", "f*\n"),
     "chisel's own rules come": lambda tree: write(tree / ".chiselignore", "d1\n"),
     "rules take in what git ignores": lambda tree: write(tree / ".chiselignore", "!out/result\n"),
+    "rules come with a directory": lambda tree: write(tree / "new" / "deep" / ".gitignore", "*.c"),
+    "a FIFO comes with a directory": lambda tree: ((tree / "new").mkdir(), os.mkfifo(tree / "new" / "fifo")),
     "a repository comes": lambda tree: git(tree / "d1", "init", "-q"),
     "the root is a repository": lambda tree: git(tree, "init", "-q"),
     "a repository comes above": lambda tree: (
@@ -132,13 +150,13 @@ MORE: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("is_checkout", [False, True])
-@pytest.mark.parametrize("name", SINGLE_FILES)
-def test_single_files_are_taken_in(
+@pytest.mark.parametrize("name", TAKEN_IN)
+def test_what_comes_and_goes_is_taken_in(
     tree: Path, tmp_path: Path, around: Surroundings, name: str, is_checkout: bool
 ) -> None:
     twice = settled(tree, tmp_path, around, is_checkout=is_checkout)
     twice()
-    SINGLE_FILES[name](tree)
+    TAKEN_IN[name](tree)
     assert not twice()
     assert not twice()
 
@@ -195,7 +213,7 @@ def test_random_changes_leave_no_difference(tree: Path, tmp_path: Path, around: 
     chance = random.Random(7)
     git(tree, "init", "-q")
     twice, kept = Twice(tree, around), 0
-    changes = [*SINGLE_FILES.values(), *MORE.values(), *TOLD_BY_GIT.values()]
+    changes = [*TAKEN_IN.values(), *MORE.values(), *TOLD_BY_GIT.values()]
     for _ in range(80):
         for change in chance.choices(changes, k=chance.choice([0, 1, 1, 3])):
             try:
@@ -227,7 +245,7 @@ def test_random_changes_are_scanned_as_if_for_the_first_time(tree: Path, tmp_pat
     chance = random.Random(11)
     kept = tmp_path / "index" / "kept"
     warm = Index.load(kept)
-    changes = [*SINGLE_FILES.values(), *MORE.values()]
+    changes = [*TAKEN_IN.values(), *MORE.values()]
     changes += [
         lambda tree: os.link(tree / "d4" / "f4.c", tree / "d4" / f"link{chance.random()}"),
         lambda tree: (tree / "d4" / "f4.c").write_text(str(chance.randint(1000, 9999))),
