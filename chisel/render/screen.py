@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chisel import events
-from chisel.model import Bill, PullResult, PushResult, RunResult, SyncResult
+from chisel.model import Bill, PullResult, PushResult, RunResult
 from chisel.render import summary, transfers, words
 from chisel.render.clean import clean, clean_lines
 from chisel.render.collect import STREAMS, Collector, Held, differences
@@ -326,13 +326,9 @@ class Screen:
             self.say(f"{one.host}: nothing was changed: {words.count(len(one.reasons), 'path')} would be")
         else:
             after = "" if event.after_s is None else f", {event.after_s * 1000:.0f} ms after the change"
-            self.say(f"{one.host}: {_what_was_synced(one)}{after}")
-        for path in one.repaired if not one.is_dry else ():
-            self.say(f"{one.host}: repaired `{path}`, which was changed there", "33")
-        for path in one.kept:
-            self.say(f"{one.host}: kept `{path}`, which was changed there", "33")
-        for path in one.skipped:
-            self.say(f"{one.host}: not sent: {path}", "33")
+            self.say(f"{one.host}: {transfers.synced(one)}{after}")
+        for line in transfers.remarked(one):
+            self.say(f"{one.host}: {line}", "33")
         for note in one.notes:
             self.say(f"{one.host}: {note}")
 
@@ -415,17 +411,6 @@ class Screen:
             self.say(
                 f"{bill.host}: destroyed after {time}, {words.usd(bill.usd)} at {words.usd(bill.usd_per_hour)} per hour"
             )
-
-
-def _what_was_synced(one: SyncResult) -> str:
-    """Say in one line what a sync did."""
-    counts = ((one.sent_files, "sent"), (one.moved_files, "moved"), (one.deleted_files, "deleted"))
-    parts = [f"{words.count(number, 'file')} {what}" for number, what in counts if number]
-    came = ((one.sent_bytes, ""), (one.relayed_bytes, " from other droplets"))
-    sizes = ", ".join(f"{words.size(size)}{whence}" for size, whence in came if size)
-    size = f" ({sizes})" if sizes else ""
-    done = ", ".join(parts) or ("changed" if sizes else "nothing to send")
-    return f"{done}{size}, {one.total_files:,} in all, {words.duration(one.seconds)}"
 
 
 def _profiles() -> Any:

@@ -1,13 +1,51 @@
-"""Word what a pull or a push moved."""
+"""Word what a sync, a pull or a push moved."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from chisel.model import PullResult, PushResult
+from chisel.model import PullResult, PushResult, SyncResult
 from chisel.render import words
 
 _MOST_LINES = 200
+_MOST_NAMED = 20
+
+
+def synced(one: SyncResult) -> str:
+    """Say in one line what a sync did."""
+    counts = ((one.sent_files, "sent"), (one.moved_files, "moved"), (one.deleted_files, "deleted"))
+    parts = [f"{words.count(number, 'file')} {what}" for number, what in counts if number]
+    came = ((one.sent_bytes, ""), (one.relayed_bytes, " from other droplets"))
+    sizes = ", ".join(f"{words.size(size)}{whence}" for size, whence in came if size)
+    size = f" ({sizes})" if sizes else ""
+    done = ", ".join(parts) or ("changed" if sizes else "nothing to send")
+    return f"{done}{size}, {one.total_files:,} in all, {words.duration(one.seconds)}"
+
+
+def remarked(one: SyncResult) -> Iterator[str]:
+    """Give the lines on what a sync found changed on the droplet, and what it did not send; not more than one reads."""
+    yield from _changed_there("repaired", () if one.is_dry else one.repaired)
+    yield from _changed_there("kept", one.kept)
+    yield from (f"not sent: {path}" for path in one.skipped[:_MOST_LINES])
+    if len(one.skipped) > _MOST_LINES:
+        yield f"not sent: {len(one.skipped) - _MOST_LINES:,} more (--json names all)"
+
+
+def _changed_there(what: str, paths: Sequence[str]) -> Iterator[str]:
+    """Give a line for each path, one for a directory with what is in it."""
+    below: dict[str, int] = {}
+    top = ""
+    for path in sorted(paths, key=lambda path: path.split("/")):
+        if top and path.startswith(f"{top}/"):
+            below[top] += 1
+        else:
+            top = path
+            below[top] = 0
+    for path, count in list(below.items())[:_MOST_NAMED]:
+        within = f" and {words.count(count, 'path')} in it, which were" if count else ", which was"
+        yield f"{what} `{path}`{within} changed there"
+    if len(below) > _MOST_NAMED:
+        yield f"{what} {len(below) - _MOST_NAMED:,} more (--json names all)"
 
 
 def pulled(one: PullResult, into: str) -> Iterator[str]:
