@@ -75,6 +75,7 @@ class Connection:
         self.host = host
         self.is_doubted = False
         self._reserve = Reserve(*reserve, self._begin)
+        self._pace = reserve[2]
         self._links = [first]
         self._program = program
         self._deadlines = deadlines
@@ -103,6 +104,10 @@ class Connection:
     def fill_reserve(self) -> None:
         """Have the sessions in reserve started that are missing."""
         self._reserve.fill()
+
+    def fill_reserve_soon(self) -> None:
+        """Have them started once what is under way leaves room for it."""
+        self._reserve.fill_soon()
 
     def abort(self) -> None:
         """Drop the connection at once."""
@@ -160,28 +165,29 @@ class Connection:
         Leaving closes the channel: the role sees the end of its input and ends. Raises HostUnreachable (`was_asked`
         tells whether the request was on its way), and NotReady when something else than the program answers.
         """
-        was_sent = ahead is not None and ahead.channel is not None
-        spare = None if was_sent else await self._reserve.take(role)
-        async with self._link() if spare is None else _taken(spare[0]) as link:
-            is_followed = role in _FOLLOWED
-            if is_followed:
-                link.follow()
-            try:
-                if spare is not None:
-                    channel = await self._ask_spare(spare[1], request, window or DEFAULT_WINDOW)
-                    self._reserve.fill_soon()
-                else:
-                    if ahead is None or not was_sent:
-                        ahead = ahead_of(self.host, self._program, role, request, window or DEFAULT_WINDOW)
-                        ahead.env = {} if self._drops_environment else ahead.env
-                    channel = await self._start(link, role, request, ahead)
-                try:
-                    yield channel
-                finally:
-                    await channel.close()
-            finally:
+        with self._pace.using():
+            was_sent = ahead is not None and ahead.channel is not None
+            spare = None if was_sent else await self._reserve.take(role)
+            async with self._link() if spare is None else _taken(spare[0]) as link:
+                is_followed = role in _FOLLOWED
                 if is_followed:
-                    link.unfollow()
+                    link.follow()
+                try:
+                    if spare is not None:
+                        channel = await self._ask_spare(spare[1], request, window or DEFAULT_WINDOW)
+                        self._reserve.fill_soon()
+                    else:
+                        if ahead is None or not was_sent:
+                            ahead = ahead_of(self.host, self._program, role, request, window or DEFAULT_WINDOW)
+                            ahead.env = {} if self._drops_environment else ahead.env
+                        channel = await self._start(link, role, request, ahead)
+                    try:
+                        yield channel
+                    finally:
+                        await channel.close()
+                finally:
+                    if is_followed:
+                        link.unfollow()
 
     async def _ask_spare(self, channel: NodeChannel, request: dict[str, Any], window: int) -> NodeChannel:
         """Send a waiting role its request; all it says from then on is its answer."""

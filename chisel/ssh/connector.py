@@ -110,7 +110,10 @@ class Connector:
             first = await self._open(host, ahead)
             fresh = Connection(host, first, self._program, self._deadlines, self._open, self._reserve)
             self._connections[host] = fresh
-            fresh.fill_reserve()
+            if ahead is None:
+                fresh.fill_reserve()
+            else:
+                fresh.fill_reserve_soon()
             return fresh
 
     @asynccontextmanager

@@ -5,7 +5,8 @@ A session in reserve is a process on the droplet that sleeps; it ends with its c
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import anyio
 from anyio.abc import TaskGroup
@@ -20,21 +21,41 @@ WINDOW = 256 << 10
 _PAUSE_S, _PAUSE_FOR_EACH_S = 0.02, 0.01
 """What replaces a session begins so much later, and so much more for each other one that is to be replaced: the command
 that has taken it comes first, on the droplet and here, and 32 starts at a time would slow it fivefold."""
+_FEW, _LONGEST_S = 3, 2.0
+"""While more commands than these are under way nothing is replaced, for so long: what 32 droplets of one pool answer
+would wait behind 32 logins of processes that nobody needs yet."""
 
 Begin = Callable[[str], Awaitable[tuple[Link, NodeChannel]]]
 
 
 class Pace:
-    """Count, over all connections, the sessions that are to be replaced."""
+    """Count, over all connections, the sessions that are to be replaced, and those that are used."""
 
     def __init__(self) -> None:
         self.waiting = 0
+        self._used = 0
+        self._calmer = anyio.Event()
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Count a session as used."""
+        self._used += 1
+        try:
+            yield
+        finally:
+            self._used -= 1
+            if self._used == _FEW:
+                self._calmer.set()
+                self._calmer = anyio.Event()
 
     async def wait(self) -> None:
         """Wait until it is time to begin with one."""
         self.waiting += 1
         try:
             await anyio.sleep(_PAUSE_S)
+            with anyio.move_on_after(_LONGEST_S):
+                while self._used > _FEW:
+                    await self._calmer.wait()
             await anyio.sleep(_PAUSE_FOR_EACH_S * self.waiting)
         finally:
             self.waiting -= 1

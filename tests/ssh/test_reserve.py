@@ -91,6 +91,30 @@ async def test_many_commands_at_once_keep_to_the_limit_of_sessions(sshd: Sshd) -
         assert sorted(found) == sorted(b"%d\n" % number for number in range(20))
 
 
+@pytest.mark.parametrize("longest_s", [0.2, 30.0])
+async def test_what_was_taken_is_replaced_when_few_commands_are_under_way(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch, longest_s: float
+) -> None:
+    """Or after a while, whatever goes on."""
+    monkeypatch.setattr("chisel.ssh.reserve._LONGEST_S", longest_s)
+    gate, runs = sshd.home / "gate", sshd.home / ".chisel" / "runs"
+    async with open_connector(sshd.key, reserve={"supervise": 2}) as connector:
+        connection = await connector.connect(sshd.host)
+        await holds(lambda: ready(connector, sshd) == 2)
+        async with anyio.create_task_group() as tasks:
+            for number in range(5):
+                line = f"while [ ! -e {gate} ]; do sleep 0.1; done"
+                tasks.start_soon(output_of, connection, line, f"d{number}")
+            await holds(lambda: len(list(runs.glob("d*/run.json"))) == 5)
+            if longest_s > 1:
+                await anyio.sleep(0.5)
+                assert ready(connector, sshd) == 0
+            else:
+                await holds(lambda: ready(connector, sshd) == 2)
+            gate.touch()
+        await holds(lambda: ready(connector, sshd) == 2)
+
+
 async def test_a_connection_in_doubt_is_asked_and_a_dead_one_replaced(sshd: Sshd) -> None:
     async with open_connector(sshd.key) as connector:
         first = await connector.connect(sshd.host)
