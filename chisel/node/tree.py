@@ -34,6 +34,8 @@ _MAX_NAME = 255
 _MAX_TARGET = 4095
 _MAX_OBJECT = 1 << 16
 _MAX_BYTES = 1 << 20
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().raw_decode
 _RECORD = struct.Struct("!cI")
 _OBJECT = b"J"
 _BYTES = b"B"
@@ -77,6 +79,8 @@ def check_path(path: str) -> str:
 
 def _encoded_length(text: str) -> int:
     """Return how many bytes a name or link target has, -1 for what neither can hold."""
+    if text.isascii():
+        return -1 if "\0" in text else len(text)
     try:
         return -1 if "\0" in text else len(os.fsencode(text))
     except UnicodeEncodeError:
@@ -267,7 +271,7 @@ def hash_file(directories: Directories, path: str, *, tries: int = 3) -> tuple[s
 
 def pack(obj: Any) -> bytes:
     """Return one object as a record; raises ValueError above 64 KiB."""
-    data = json.dumps(obj, separators=(",", ":")).encode("ascii")
+    data = _encode(obj).encode("ascii")
     if len(data) > _MAX_OBJECT:
         raise ValueError(f"an object of {len(data)} bytes does not fit into a record")
     return _RECORD.pack(_OBJECT, len(data)) + data
@@ -421,10 +425,11 @@ class Records:
 
 def _decoded(data: bytes) -> list[Any]:
     try:
-        found = json.loads(data)
+        text = data.decode("ascii")
+        found, end = _decode(text)
     except (ValueError, RecursionError) as error:
         raise DamagedStream("a record holds no JSON") from error
-    if not isinstance(found, list) or not found:
+    if not isinstance(found, list) or not found or end != len(text):
         raise DamagedStream("a record holds no list")
     return found
 
