@@ -234,7 +234,8 @@ class Stage:
 
     def _drop_blob(self) -> None:
         if self._blob is not None:
-            os.unlink(_INCOMING, dir_fd=self.handle)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_INCOMING, dir_fd=self.handle)
         self._close_blob()
 
     def _close_blob(self) -> None:

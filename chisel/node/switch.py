@@ -183,11 +183,17 @@ class Switch:
                 if not self._remove_if_empty(parent, name):
                     self._opened[path] = status.st_mode & tree.PERMISSIONS
             elif path in self._moved and self._moved[path].kind != DIRECTORY:
-                if status.st_size < _LARGE_BYTES:
+                if status.st_size < _LARGE_BYTES or not self._put_away(parent, name):
                     os.unlink(name, dir_fd=parent)
-                else:
-                    os.rename(name, f"gone-{self.deleted}", src_dir_fd=parent, dst_dir_fd=self._stage.handle)
                 self.deleted += 1
+
+    def _put_away(self, parent: int, name: str) -> bool:
+        """Have a large file go with the stage, after the burst; False where it cannot be moved there."""
+        try:
+            os.rename(name, f"gone-{self.deleted}", src_dir_fd=parent, dst_dir_fd=self._stage.handle)
+        except OSError:
+            return False
+        return True
 
     def _remove_extra(self, path: str) -> None:
         """Remove what was never pushed; a directory that holds something pushed stays."""
