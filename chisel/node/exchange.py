@@ -16,8 +16,8 @@ def exchanged(name: str, directory: int, other: str, other_directory: int) -> bo
     try:
         import ctypes
 
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-        paths = [ctypes.c_char_p(os.fsencode(path)) for path in (name, other)]
-        return bool(rename(directory, paths[0], other_directory, paths[1], _RENAME_EXCHANGE) == 0)
+        rename = ctypes.CDLL(None).renameat2
+        failed = rename(directory, os.fsencode(name), other_directory, os.fsencode(other), _RENAME_EXCHANGE)
     except (ImportError, OSError, AttributeError):
         return False
+    return not failed

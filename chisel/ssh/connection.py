@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -165,29 +165,24 @@ class Connection:
         Leaving closes the channel: the role sees the end of its input and ends. Raises HostUnreachable (`was_asked`
         tells whether the request was on its way), and NotReady when something else than the program answers.
         """
-        with self._pace.using():
+        async with AsyncExitStack() as leaving:
+            leaving.enter_context(self._pace.using())
             was_sent = ahead is not None and ahead.channel is not None
             spare = None if was_sent else await self._reserve.take(role)
-            async with self._link() if spare is None else _taken(spare[0]) as link:
-                is_followed = role in _FOLLOWED
-                if is_followed:
-                    link.follow()
-                try:
-                    if spare is not None:
-                        channel = await self._ask_spare(spare[1], request, window or DEFAULT_WINDOW)
-                        self._reserve.fill_soon()
-                    else:
-                        if ahead is None or not was_sent:
-                            ahead = ahead_of(self.host, self._program, role, request, window or DEFAULT_WINDOW)
-                            ahead.env = {} if self._drops_environment else ahead.env
-                        channel = await self._start(link, role, request, ahead)
-                    try:
-                        yield channel
-                    finally:
-                        await channel.close()
-                finally:
-                    if is_followed:
-                        link.unfollow()
+            link = await leaving.enter_async_context(self._link() if spare is None else _taken(spare[0]))
+            if role in _FOLLOWED:
+                link.follow()
+                leaving.callback(link.unfollow)
+            if spare is not None:
+                channel = await self._ask_spare(spare[1], request, window or DEFAULT_WINDOW)
+                self._reserve.fill_soon()
+            else:
+                if ahead is None or not was_sent:
+                    ahead = ahead_of(self.host, self._program, role, request, window or DEFAULT_WINDOW)
+                    ahead.env = {} if self._drops_environment else ahead.env
+                channel = await self._start(link, role, request, ahead)
+            leaving.push_async_callback(channel.close)
+            yield channel
 
     async def _ask_spare(self, channel: NodeChannel, request: dict[str, Any], window: int) -> NodeChannel:
         """Send a waiting role its request; all it says from then on is its answer."""
