@@ -18,8 +18,8 @@ WINDOW_LOG = 26
 
 _SLOW_BYTES_PER_S, _FAST_BYTES_PER_S = 6e6, 40e6
 _LZMA_DICTIONARY = 64 << 20
-_SMALL_BYTES = 1 << 20
-"""Not worth loading zstd for, here and there."""
+SMALL_BYTES = 1 << 20
+"""So much goes by zlib: it is not worth loading zstd for, here and there."""
 _LARGE_BYTES = 24 << 20
 _SAMPLE, _SAMPLES = 16 << 10, 3
 _HOPELESS = 0.96
@@ -44,7 +44,7 @@ def choose_codec(offered: Collection[str], bytes_per_s: float, size: int) -> str
     Changed blocks of large files count nothing: their order of work is more than their bytes, and a droplet whose zstd
     is a program gets nothing of them before 128 KiB have come.
     """
-    if size <= _SMALL_BYTES:
+    if size <= SMALL_BYTES:
         return "zlib"
     if "zstd" in offered:
         return "zstd"

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 STALL_DEADLINE_S = 60.0
 """How long a quarter of a megabyte may take to leave."""
-UNASKED_BYTES = 1 << 20
-"""What is larger is not sent before the droplet has said what it has: a round trip is little beside it."""
+UNASKED_BYTES = codec.SMALL_BYTES
+"""What is larger is not sent before the droplet has said what it has: a round trip is little beside it. What travels
+within a request is taken to be zlib."""
 INLINE_BYTES = 24 << 10
 """What is smaller travels within the request, which leaves with the login."""
 _MEASURED_BYTES = 1 << 20
