@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -43,6 +43,7 @@ class NodeSession(asyncssh.SSHClientSession[bytes]):
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
         self._is_paused = False
         self._is_discarding = False
+        self.when_closed: list[Callable[[], None]] = []
         self.news = asyncio.Event()
         self.may_write = asyncio.Event()
         self.may_write.set()
@@ -75,6 +76,8 @@ class NodeSession(asyncssh.SSHClientSession[bytes]):
             self.error = HostUnreachable(f"`{self.host.name}`: the connection was lost: {exc}", host=self.host.name)
             self.error.__cause__ = exc
         self.is_closed = True
+        while self.when_closed:
+            self.when_closed.pop()()
         self.news.set()
         self.may_write.set()
 
@@ -161,6 +164,13 @@ class NodeChannel:
     async def is_linked(self, within_s: float) -> bool:
         """Say whether the droplet's sshd answers on this connection in time, however silent the role is."""
         return not self._session.is_closed and await answers(self._channel.get_connection(), within_s)
+
+    def when_closed(self, do: Callable[[], None]) -> None:
+        """Do something as soon as the droplet has closed the session, or the connection is lost."""
+        if self._session.is_closed:
+            do()
+        else:
+            self._session.when_closed.append(do)
 
     def give_up(self) -> None:
         """Drop the connection that this session is on, with all that it carries, without waiting."""

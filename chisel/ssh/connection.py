@@ -124,12 +124,17 @@ class Connection:
     @asynccontextmanager
     async def _link(self) -> AsyncIterator[Link]:
         """Give a link with room for a session."""
-        link = await self._link_with_room()
-        link.sessions += 1
+        link = await self._entered()
         try:
             yield link
         finally:
-            link.sessions -= 1
+            link.leave()
+
+    async def _entered(self) -> Link:
+        """Take a session's place on a link; the caller gives it back (`Link.leave`)."""
+        link = await self._link_with_room()
+        link.sessions += 1
+        return link
 
     async def _link_with_room(self) -> Link:
         """Return a link with room for a session, opening another where all are full."""
@@ -146,13 +151,12 @@ class Connection:
 
     async def _begin(self, role: str) -> tuple[Link, NodeChannel]:
         """Start a role that waits for its request; its place on the link is the caller's to give back."""
-        link = await self._link_with_room()
-        link.sessions += 1
+        link = await self._entered()
         try:
             ahead = Ahead(NodeSession(self.host), start_line(self._program.sha256, role), {}, WINDOW)
             return link, await self._start(link, role, None, ahead)
         except BaseException:
-            link.sessions -= 1
+            link.leave()
             raise
 
     @asynccontextmanager
@@ -169,7 +173,10 @@ class Connection:
             leaving.enter_context(self._pace.using())
             was_sent = ahead is not None and ahead.channel is not None
             spare = None if was_sent else await self._reserve.take(role)
-            link = await leaving.enter_async_context(self._link() if spare is None else _taken(spare[0]))
+            link = await self._entered() if spare is None else spare[0]
+            channel: NodeChannel | None = None
+            # sshd counts a session that is left without waiting until it has closed it
+            leaving.callback(lambda: link.leave() if channel is None else channel.when_closed(link.leave))
             if role in _FOLLOWED:
                 link.follow()
                 leaving.callback(link.unfollow)
@@ -276,15 +283,6 @@ class Connection:
                     async with sftp.open(new, "wb", asyncssh.SFTPAttrs(permissions=mode)) as out:
                         await out.write(data)
                     await sftp.posix_rename(new, str(path))
-
-
-@asynccontextmanager
-async def _taken(link: Link) -> AsyncIterator[Link]:
-    """Give back a session's place that was taken before."""
-    try:
-        yield link
-    finally:
-        link.sessions -= 1
 
 
 async def _opened(raw: asyncssh.SSHClientConnection, ahead: Ahead) -> asyncssh.SSHClientChannel[bytes]:

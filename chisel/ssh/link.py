@@ -33,6 +33,10 @@ class Link:
         """Say whether another session may be opened."""
         return self.sessions < MOST_SESSIONS and not self.is_lost
 
+    def leave(self) -> None:
+        """Give back a session's place."""
+        self.sessions -= 1
+
     def follow(self) -> None:
         """Watch closely while a command is followed."""
         self._followed += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 from collections import Counter
@@ -257,3 +259,24 @@ def test_fingerprints_are_what_ssh_keygen_says(tmp_path: Path) -> None:
 
     assert said("sha256") == fingerprint_sha256(public)
     assert said("md5") == "MD5:" + fingerprint_md5(public)
+
+
+@real
+async def test_a_session_counts_until_sshd_has_closed_it(sshd: Sshd) -> None:
+    """One that is left without waiting is one of sshd's ten all the same."""
+    async with open_connector(sshd.key) as connector:
+        connection = await connector.connect(sshd.host)
+        async with connection.node("supervise", {"run_id": "e", "line": "sleep 4", "cwd": "~"}) as channel:
+            while (await channel.receive())[0].kind != Kind.STARTED:
+                pass
+            link = connection._links[0]
+            frozen = link_of(sshd.home / ".chisel" / "runs" / "e" / "run.json")
+            os.kill(frozen, signal.SIGSTOP)
+            channel.done()
+        try:
+            assert link.sessions == 1
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        with anyio.fail_after(20):
+            while link.sessions:  # noqa: ASYNC110 - what is looked at sends no event
+                await anyio.sleep(0.02)
