@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -34,15 +36,20 @@ _FOLLOWED = frozenset({"supervise", "attach"})
 _SECRET = frozenset({"hostkey"})
 _ANSWER_S = 1.5
 _ABANDON_S = 1.0
+_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """How long to wait, in seconds: for TCP, login, a peer silent in it, the node's hello, a silent connection."""
+    """How long to wait, in seconds: for TCP, login, a peer silent in it, the node's hello, a silent connection.
+
+    `busy_s` is for the login of a further link to a droplet that answers on the first.
+    """
 
     connect_s: float = 3.0
     login_s: float = 15.0
     silence_s: float = 3.0
+    busy_s: float = 60.0
     hello_s: float = 20.0
     keepalive_s: float = 3.0
     keepalive_count: int = 3
@@ -69,7 +76,7 @@ class Connection:
         first: Link,
         program: NodeProgram,
         deadlines: Deadlines,
-        more: Callable[[Host], Awaitable[Link]],
+        more: Callable[[Host, Callable[[], Awaitable[bool]]], Awaitable[Link]],
         reserve: tuple[TaskGroup | None, Mapping[str, int], Pace],
     ) -> None:
         self.host = host
@@ -96,7 +103,7 @@ class Connection:
     async def is_alive(self) -> bool:
         """Say whether it can be used; one in doubt is asked."""
         if self.is_doubted and not self.is_lost:
-            if not await answers(self._links[0].raw, _ANSWER_S):
+            if not await self._answers():
                 return False
             self.is_doubted = False
         return not self.is_lost
@@ -143,11 +150,33 @@ class Connection:
             async with self._opening:
                 link = next((one for one in self._links if one.has_room), None)
                 if link is None:
-                    if self.is_lost:
-                        raise HostUnreachable(f"the connection to `{self.host.name}` was lost", host=self.host.name)
-                    link = await self._more(self.host)
-                    self._links = [self._links[0], *(one for one in self._links[1:] if not one.is_lost), link]
+                    link = await self._another()
         return link
+
+    async def _another(self) -> Link:
+        """Open a further link; a droplet that answers on the first and fails in this is busy, and is asked again.
+
+        sshd drops logins when it has too many under way (MaxStartups), whoever they are of.
+        """
+        until = time.monotonic() + self._deadlines.busy_s
+        while True:
+            if self.is_lost:
+                raise HostUnreachable(f"the connection to `{self.host.name}` was lost", host=self.host.name)
+            try:
+                link = await self._more(self.host, self._answers)
+            except HostUnreachable as error:
+                is_refused = isinstance(error.__cause__, asyncssh.PermissionDenied)
+                if is_refused or time.monotonic() > until or not await self._answers():
+                    raise
+                await anyio.sleep(_AGAIN_S * random.uniform(0.5, 1.0))
+                if (free := next((one for one in self._links if one.has_room), None)) is not None:
+                    return free
+            else:
+                self._links = [self._links[0], *(one for one in self._links[1:] if not one.is_lost), link]
+                return link
+
+    async def _answers(self) -> bool:
+        return await answers(self._links[0].raw, _ANSWER_S)
 
     async def _begin(self, role: str) -> tuple[Link, NodeChannel]:
         """Start a role that waits for its request; its place on the link is the caller's to give back."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ class Connector:
                 return known
             self.forget(host)
             first = await self._open(host, ahead)
-            fresh = Connection(host, first, self._program, self._deadlines, self._open, self._reserve)
+            fresh = Connection(host, first, self._program, self._deadlines, self._open_more, self._reserve)
             self._connections[host] = fresh
             if ahead is None:
                 fresh.fill_reserve()
@@ -170,20 +170,27 @@ class Connector:
         for connection in closing:
             await connection.close()
 
-    async def _open(self, host: Host, ahead: Ahead | None = None) -> Link:
+    async def _open_more(self, host: Host, lives: Callable[[], Awaitable[bool]]) -> Link:
+        return await self._open(host, lives=lives)
+
+    async def _open(
+        self, host: Host, ahead: Ahead | None = None, *, lives: Callable[[], Awaitable[bool]] | None = None
+    ) -> Link:
+        """Open a link; how long a silent host is waited for is `lives`' to say where there is another link to it."""
         deadlines = self._deadlines
+        login_s = deadlines.login_s if lives is None else deadlines.busy_s
         listening = Listening()
         raw: asyncssh.SSHClientConnection | None = None
         trouble: Exception | None = None
-        limit_s = deadlines.connect_s + deadlines.login_s
+        limit_s = deadlines.connect_s + login_s
         try:
             async with self._opening:
                 with translated(host, "connecting"), anyio.fail_after(limit_s):
                     async with anyio.create_task_group() as tasks:
                         limits = deadlines.connect_s, deadlines.silence_s
-                        tasks.start_soon(listening.cancel_when_silent, limits, tasks.cancel_scope)
+                        tasks.start_soon(listening.cancel_when_silent, limits, tasks.cancel_scope, lives)
                         try:
-                            raw = await self._log_in(host, listening, ahead)
+                            raw = await self._log_in(host, listening, ahead, login_s)
                         except (OSError, asyncssh.Error) as error:
                             trouble = error
                         tasks.cancel_scope.cancel()
@@ -201,10 +208,12 @@ class Connector:
         listening.done()
         return Link(raw, deadlines.keepalive_s, deadlines.keepalive_count)
 
-    async def _log_in(self, host: Host, listening: Listening, ahead: Ahead | None) -> asyncssh.SSHClientConnection:
+    async def _log_in(
+        self, host: Host, listening: Listening, ahead: Ahead | None, login_s: float
+    ) -> asyncssh.SSHClientConnection:
         """Log in pipelined, and in the usual way where the host did not agree to that or it was not read how."""
         departure = self._departures.claim(host) if self._departures is not None else None
-        options = self._options(host, listening)
+        options = self._options(host, listening, login_s)
         if asyncssh.__version__ in READ_IN and may_begin_early(host) and host not in self.plain:
             departure = departure or depart(host)
         elif departure is not None:
@@ -221,7 +230,7 @@ class Connector:
                 return raw
         return await asyncssh.connect(host.address, host.port, **options)
 
-    def _options(self, host: Host, listening: Listening) -> dict[str, Any]:
+    def _options(self, host: Host, listening: Listening, login_s: float) -> dict[str, Any]:
         pinned = [_public_key(key) for key in (host.host_key, host.next_host_key) if key is not None]
         algorithms = list(dict.fromkeys(key.get_algorithm() for key in pinned))
         deadlines = self._deadlines
@@ -239,8 +248,8 @@ class Connector:
             "compression_algs": ["none"],
             "kex_algs": _KEX,
             "encryption_algs": _CIPHERS,
-            "connect_timeout": deadlines.connect_s + deadlines.login_s,
-            "login_timeout": deadlines.login_s,
+            "connect_timeout": deadlines.connect_s + login_s,
+            "login_timeout": login_s,
             "keepalive_interval": deadlines.keepalive_s,
             "keepalive_count_max": deadlines.keepalive_count,
         }

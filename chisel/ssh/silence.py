@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -35,8 +36,13 @@ class Listening(asyncssh.SSHClient):
         if self.heard_at is not None:
             del self._inner.data_received
 
-    async def cancel_when_silent(self, limits_s: tuple[float, float], scope: anyio.CancelScope) -> None:
-        """Cancel when the peer has not taken the connection after so long, or has been silent on it for so long."""
+    async def cancel_when_silent(
+        self, limits_s: tuple[float, float], scope: anyio.CancelScope, lives: Callable[[], Awaitable[bool]] | None
+    ) -> None:
+        """Cancel when the peer has not taken the connection after so long, or has been silent on it for so long.
+
+        Where there is another way to know that the peer lives, `lives` says so: then it is only busy.
+        """
         started_at = time.monotonic()
         while True:
             began = time.monotonic()
@@ -46,6 +52,6 @@ class Listening(asyncssh.SSHClient):
                 started_at += own_s
                 self.heard_at = self.heard_at + own_s if self.heard_at is not None else None
             since, limit_s = (started_at, limits_s[0]) if self.heard_at is None else (self.heard_at, limits_s[1])
-            if time.monotonic() - since > limit_s:
+            if time.monotonic() - since > limit_s and not (lives is not None and await lives()):
                 scope.cancel()
                 return

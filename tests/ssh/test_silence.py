@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
 import pytest
 
 import chisel.runner.run
+from chisel.errors import HostUnreachable
 from chisel.events import Event, LinkLost, RunStarted
 from chisel.model import Host, RunResult
 from chisel.runner import Order, new_run_id, run_one
+from chisel.ssh.connection import Deadlines
 from chisel.ssh.connector import Connector, open_connector
 from chisel.ssh.link import MOST_SESSIONS
 from tests.ssh.conftest import Sshd
@@ -100,3 +105,67 @@ async def test_only_the_link_that_is_dead_is_given_up(sshd: Sshd) -> None:
             os.kill(frozen, signal.SIGKILL)
     assert [one.ended for one in commands] == [(0, 5, 0)] * MOST_SESSIONS + [(0, 5, 1)] * 2
     assert not any(one.losses for one in commands[:MOST_SESSIONS])
+
+
+@asynccontextmanager
+async def full_link(sshd: Sshd) -> AsyncIterator[tuple[Connector, list[Command]]]:
+    """Give a connector whose one link to the droplet has no room left, all its commands waiting; then see them end."""
+    gate = sshd.home / "gate"
+    commands = [Command(f"while [ ! -e {gate} ]; do sleep 0.1; done; echo fine") for _ in range(MOST_SESSIONS)]
+    deadlines = Deadlines(silence_s=0.5)
+    async with open_connector(sshd.key, deadlines=deadlines) as connector, anyio.create_task_group() as tasks:
+        for one in commands:
+            tasks.start_soon(one.run, connector, sshd.host)
+        for one in commands:
+            await one.has_begun.wait()
+        try:
+            yield connector, commands
+        finally:
+            gate.touch()
+
+
+def unharmed(commands: list[Command]) -> bool:
+    return all((one.ended, one.losses) == ((0, 5, 0), []) for one in commands)
+
+
+async def test_a_further_link_may_take_its_time_while_the_first_answers(sshd: Sshd) -> None:
+    late = Command("echo late")
+    async with full_link(sshd) as (connector, others), anyio.create_task_group() as tasks:
+        os.kill(sshd.process.pid, signal.SIGSTOP)  # the kernel takes connections, nobody says anything on them
+        tasks.start_soon(late.run, connector, sshd.host)
+        with anyio.move_on_after(2.0):
+            await late.has_begun.wait()
+        assert not late.has_begun.is_set()
+        os.kill(sshd.process.pid, signal.SIGCONT)
+    assert (late.ended[0], late.losses) == (0, [])
+    assert unharmed(others)
+
+
+async def test_a_further_login_that_sshd_drops_is_made_again(sshd: Sshd) -> None:
+    """Others that are logging in at the same time may leave no room for it (MaxStartups, sshd_config(5))."""
+    sshd.configure(MaxStartups="1:100:1")
+    late = Command("echo late")
+    async with full_link(sshd) as (connector, others), anyio.create_task_group() as tasks:
+        with socket.create_connection((sshd.host.address, sshd.host.port)) as other:
+            assert other.recv(4) == b"SSH-"
+            tasks.start_soon(late.run, connector, sshd.host)
+            with anyio.move_on_after(2.0):
+                await late.has_begun.wait()
+            assert not late.has_begun.is_set()
+    assert (late.ended[0], late.losses) == (0, [])
+    assert unharmed(others)
+
+
+async def test_a_further_link_is_not_waited_for_when_the_first_is_dead_too(sshd: Sshd) -> None:
+    late = Command("echo late")
+    async with full_link(sshd) as (connector, commands):
+        link = link_of(sshd.home / ".chisel" / "runs" / commands[0].run_id / "run.json")
+        frozen = [sshd.process.pid, link]
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with anyio.fail_after(10), pytest.raises(HostUnreachable, match="silent"):
+                await late.run(connector, sshd.host)
+        finally:
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
