@@ -167,6 +167,7 @@ class Server:
             tasks.start_soon(self._accept, listener, callers)
             await self.finishing.wait()
             tasks.cancel_scope.cancel()
+            listener.close()  # who has called and was not taken yet is to know at once
 
     async def _accept(self, listener: socket.socket, callers: anyio.abc.TaskGroup) -> None:
         while True:

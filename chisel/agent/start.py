@@ -53,6 +53,21 @@ def take_lock(environ: Environ) -> int | None:
     return descriptor
 
 
+def is_one_starting(environ: Environ) -> bool:
+    """Say whether somebody has the agent's lock: where nobody listens as well, an agent begins or ends just now."""
+    try:
+        descriptor = os.open(wire.place_of(environ)[1] + b".lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _spawn(descriptor: int, environ: Environ) -> None:
     """Start Python with nothing of ours but the lock; it makes itself a session of its own."""
     nowhere = os.devnull

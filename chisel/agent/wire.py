@@ -45,6 +45,14 @@ _INT, _TERM, _HUP, _KILL = 2, 15, 1, 9
 _OFF = {b"off", b"0", b"no", b"false"}
 
 
+class Mute(OSError):
+    """An agent is there that did not say hello in time; `pid` is its process, 0 where the system does not say."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__("no hello in time")
+        self.pid = pid
+
+
 class Remains:
     """What is left of a command whose agent died: enough to go on where its output stopped.
 
@@ -121,6 +129,13 @@ def peer_uid(connection: _socket.socket) -> int:
     if sys.platform == "linux":
         return int.from_bytes(connection.getsockopt(_SOL_SOCKET, _SO_PEERCRED, 12)[4:8], sys.byteorder)
     return int.from_bytes(connection.getsockopt(0, 1, 76)[4:8], sys.byteorder)
+
+
+def peer_pid(connection: _socket.socket) -> int:
+    """Return the process at the other end, 0 where the system does not say (unix(7): 0 also when not connected)."""
+    if sys.platform != "linux":
+        return 0
+    return int.from_bytes(connection.getsockopt(_SOL_SOCKET, _SO_PEERCRED, 12)[:4], sys.byteorder)
 
 
 def surroundings() -> bytes:
@@ -213,21 +228,45 @@ def reach(environ: dict[bytes, bytes], wanted: list[bytes] | None = None) -> _so
 
     That one is asked to finish.
     """
+    try:
+        found = greeted(environ, HELLO_DEADLINE_S)
+        if found is None:
+            return None
+        connection, hello = found
+        if wanted is None or hello == wanted:
+            return connection
+        connection.sendall(frame(FINISH))
+        connection.close()
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def greeted(environ: dict[bytes, bytes], within_s: float) -> tuple[_socket.socket, list[bytes]] | None:
+    """Return a connection to whatever agent there is, and its hello; None where nobody of this user listens.
+
+    Raises Mute when it does not say hello in time, ValueError or another OSError when something else is wrong with it.
+    """
     directory, path = place_of(environ)
     if not is_ours(directory):
         return None
     connection = _socket.socket(_AF_UNIX, _SOCK_STREAM)
     try:
-        connection.settimeout(HELLO_DEADLINE_S)
+        connection.settimeout(within_s)
         connection.connect(path)
         if peer_uid(connection) == posix.geteuid():
             found = receive(connection)
             if found is not None and found[0] == HELLO:
-                if wanted is None or unpack(found[1]) == wanted:
-                    return connection
-                connection.sendall(frame(FINISH))
-    except (OSError, ValueError):
+                return connection, unpack(found[1])
+    except (FileNotFoundError, ConnectionError):
         pass
+    except (TimeoutError, BlockingIOError) as error:
+        pid = peer_pid(connection)
+        connection.close()
+        raise Mute(pid) from error
+    except BaseException:
+        connection.close()
+        raise
     connection.close()
     return None
 
@@ -285,7 +324,7 @@ class _Lookout:
 
     def look(self) -> None:
         """Look once; several looks on end must find it stopped, for a whole machine may just have woken up."""
-        pid = int.from_bytes(self._connection.getsockopt(_SOL_SOCKET, _SO_PEERCRED, 12)[:4], sys.byteorder)
+        pid = peer_pid(self._connection)
         self._looks = self._looks + 1 if _is_stopped(pid) else 0
         if self._looks >= _STOPPED_LOOKS:
             posix.kill(pid, _KILL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import posix
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import asyncclick as click
@@ -13,8 +13,12 @@ import asyncclick as click
 from chisel.cli.options import output_options
 from chisel.cli.session import Session
 
-_STOP_S = 10.0
+if TYPE_CHECKING:
+    from _socket import socket
+
+_ANSWER_S = 10.0
 _LOOK_S = 0.05
+_LOG_HINT = "chisel agent log"
 
 
 @click.group()
@@ -59,7 +63,7 @@ async def status(session: Session) -> None:
     """Show whether there is an agent, and what it holds."""
     from chisel.events import Facts
 
-    facts = await anyio.to_thread.run_sync(_ask)
+    facts = await _ask()
     async with session.output() as sink:
         if facts is None:
             sink.emit(
@@ -84,7 +88,7 @@ async def stop(session: Session) -> None:
     """Have the agent finish: it serves the commands under way to their end, and takes no more."""
     from chisel.events import Notice
 
-    stopped = await anyio.to_thread.run_sync(_finish)
+    stopped = await _finish()
     async with session.output() as sink:
         sink.emit(Notice(message="the agent finishes" if stopped else "there is no agent"))
 
@@ -104,26 +108,52 @@ async def log(session: Session) -> None:
     session.around.say(1, data)
 
 
-def _ask() -> dict[str, Any] | None:
+async def _ask() -> dict[str, Any] | None:
     """Ask the agent about itself; None when there is none."""
     from chisel.agent import wire
 
-    connection = wire.reach(posix.environ)
-    if connection is None:
-        return None
-    with closing(connection):
-        connection.sendall(wire.frame(wire.STATUS))
-        found = wire.receive(connection)
+    def asked(connection: socket) -> tuple[bytes, bytes] | None:
+        with closing(connection):
+            connection.sendall(wire.frame(wire.STATUS))
+            return wire.receive(connection)
+
+    connection = await _reach()
+    found = await anyio.to_thread.run_sync(asked, connection) if connection is not None else None
     return json.loads(found[1]) if found is not None and found[0] == wire.REPLY else None
 
 
-def _finish() -> bool:
+async def _finish() -> bool:
     """Tell the agent to finish; False when there is none."""
     from chisel.agent import wire
 
-    connection = wire.reach(posix.environ)
+    connection = await _reach()
     if connection is None:
         return False
     with closing(connection):
         connection.sendall(wire.frame(wire.FINISH))
     return True
+
+
+async def _reach() -> socket | None:
+    """Return a connection to the agent, None when there is none; raises StateError for one that says nothing.
+
+    Commands go on without an agent that is too busy to answer at once, or that has only just been started. To ask and
+    to stop it is another thing.
+    """
+    from chisel.agent import start, wire
+    from chisel.errors import StateError
+
+    try:
+        with anyio.fail_after(_ANSWER_S):
+            while (found := await anyio.to_thread.run_sync(wire.greeted, posix.environ, _ANSWER_S)) is None:
+                if not start.is_one_starting(posix.environ):
+                    return None
+                await anyio.sleep(_LOOK_S)
+        return found[0]
+    except wire.Mute as error:
+        hint = f"commands go on without it; to end it: kill -9 {error.pid}" if error.pid else _LOG_HINT
+        raise StateError(f"the agent has not answered for {_ANSWER_S:.0f} s", hint=hint) from error
+    except TimeoutError as error:
+        raise StateError(f"an agent has begun and does not listen after {_ANSWER_S:.0f} s", hint=_LOG_HINT) from error
+    except (OSError, ValueError) as error:
+        raise StateError(f"the agent's socket cannot be used: {error}", hint=_LOG_HINT) from error

@@ -16,6 +16,8 @@ from chisel.sandbox.pytest import Sandbox, sandbox
 from tests.e2e.test_run import kind_of_droplet
 from tests.support import User, until
 
+_ANSWER_S = 20.0
+
 
 @dataclass
 class WarmUser(User):
@@ -32,9 +34,10 @@ class WarmUser(User):
 
     def facts(self) -> dict[str, object] | None:
         """Ask the agent about itself."""
-        connection = wire.reach(encoded(self.environ()))
-        if connection is None:
+        greeted = wire.greeted(encoded(self.environ()), _ANSWER_S)
+        if greeted is None:
             return None
+        connection, _ = greeted
         try:
             connection.sendall(wire.frame(wire.STATUS))
             found = wire.receive(connection)

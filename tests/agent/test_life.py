@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from chisel.agent import wire
+from chisel.agent import start, wire
 from chisel.sandbox.pytest import Sandbox
 from tests.agent.conftest import WarmUser, encoded
 from tests.support import until
@@ -200,6 +200,42 @@ def test_it_stops_when_told_to(fresh: WarmUser) -> None:
     until(lambda: fresh.facts() is None, what="its end", deadline_s=20)
     assert "there is no agent" in fresh.does("agent", "stop").err
     assert b"begins" in fresh.does("agent", "log").out
+    lock = start.take_lock(encoded(fresh.environ()))
+    assert lock is not None
+    with fresh.start("agent", "stop") as stopping:
+        with pytest.raises(subprocess.TimeoutExpired):  # one is about to listen, as right after a first command
+            stopping.wait(2)
+        os.close(lock)
+        assert b"there is no agent" in stopping.communicate(timeout=60)[1]
+
+
+def test_one_that_is_held_up_is_told_as_soon_as_it_listens(fresh: WarmUser) -> None:
+    fresh.warm_up()
+    pid = fresh.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with fresh.start("agent", "stop") as stopping:
+            with pytest.raises(subprocess.TimeoutExpired):
+                stopping.wait(2 * wire.HELLO_DEADLINE_S + 1)
+            os.kill(pid, signal.SIGCONT)
+            _, err = stopping.communicate(timeout=60)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert b"finishes" in err
+    until(lambda: fresh.facts() is None, what="its end", deadline_s=20)
+
+
+def test_one_that_never_answers_is_not_called_none(fresh: WarmUser) -> None:
+    fresh.warm_up()
+    pid = fresh.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        ended = fresh.chisel("agent", "stop")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert ended.status == 6
+    assert f"kill -9 {pid}" in ended.err
+    assert fresh.pid == pid
 
 
 def test_it_ends_when_nobody_calls(fresh: WarmUser) -> None:
