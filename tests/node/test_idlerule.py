@@ -21,6 +21,7 @@ def ticks(limits: Limits, *sights: Sight) -> idlerule.Verdict:
     return verdict
 
 
+@pytest.mark.timeout(120)
 def test_a_thousand_random_lives_end_in_time_and_never_while_a_command_runs() -> None:
     ended = [check(a_life(Random(seed))) for seed in range(1000)]
     assert len({round(one) for one in ended}) > 300

@@ -77,7 +77,7 @@ def api() -> Iterator[Api]:
 
 
 def made(api_url: str, **changed: object) -> SelfDestruct:
-    given = {"idle_s": 4, "ttl_s": 0, "attempt": "ab" * 8, "program": read_modules(MODULES), **changed}
+    given = {"idle_s": 40, "ttl_s": 0, "attempt": "ab" * 8, "program": read_modules(MODULES), **changed}
     return SelfDestruct(token=Secret(TOKEN), api_url=api_url, **given)  # type: ignore[arg-type]
 
 
@@ -162,10 +162,10 @@ def droplet(tmp_path: Path, api: Api) -> Droplet:
 def test_an_idle_droplet_sends_one_delete_for_itself(droplet: Droplet, api: Api) -> None:
     assert droplet.tick().returncode == 0
     assert (api.came, droplet.state["state"]) == ([], "on")
-    droplet.age(3)
+    droplet.age(30)
     droplet.tick()
     assert api.came == []
-    droplet.age(5)
+    droplet.age(50)
     ended = droplet.tick()
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "destroys itself: nothing was asked of it for" in ended.stdout
@@ -176,7 +176,7 @@ def test_an_idle_droplet_sends_one_delete_for_itself(droplet: Droplet, api: Api)
 def test_it_runs_on_the_python_of_ubuntu_22_04(droplet: Droplet, api: Api) -> None:
     droplet.python = os.environ["CHISEL_TEST_PYTHON310"]
     droplet.tick()
-    droplet.age(9)
+    droplet.age(90)
     assert droplet.tick().returncode == 0
     assert len(api.came) == 1
 
@@ -200,10 +200,10 @@ def test_a_run_that_holds_its_lock_is_a_use_however_long(droplet: Droplet, api: 
             droplet.age(1000)
             droplet.tick()
             assert (api.came, droplet.state["reason"]) == ([], "the command of run r-1 runs")
-    droplet.age(3)
+    droplet.age(30)
     droplet.tick()
     assert api.came == []
-    droplet.age(9)
+    droplet.age(90)
     droplet.tick()
     assert len(api.came) == 1
 
@@ -215,7 +215,7 @@ def test_an_api_that_refuses_is_asked_again_and_the_droplet_says_so(
     droplet: Droplet, api: Api, status: int, words: str
 ) -> None:
     droplet.tick()
-    droplet.age(9)
+    droplet.age(90)
     api.status = status
     for _ in range(3):
         assert droplet.tick().returncode == 1
@@ -229,7 +229,7 @@ def test_an_api_that_refuses_is_asked_again_and_the_droplet_says_so(
 def test_the_token_is_not_carried_to_where_a_redirect_points(droplet: Droplet, api: Api) -> None:
     with an_api() as elsewhere:
         droplet.tick()
-        droplet.age(9)
+        droplet.age(90)
         api.status, api.location = 307, f"{elsewhere.url}/v2/droplets/{ID}"
         assert droplet.tick().returncode == 1
         assert elsewhere.came == []
@@ -238,7 +238,7 @@ def test_the_token_is_not_carried_to_where_a_redirect_points(droplet: Droplet, a
 def test_an_api_that_is_down_is_tried_again(droplet: Droplet, tmp_path: Path) -> None:
     droplet.boot(made("http://127.0.0.1:9"))
     droplet.tick()
-    droplet.age(9)
+    droplet.age(90)
     assert droplet.tick().returncode == 1
     assert "does not answer" in str(droplet.state["error"])
 
@@ -257,7 +257,7 @@ def test_a_droplet_that_chisel_made_from_a_snapshot_starts_anew(droplet: Droplet
     droplet.is_droplet(ID + 1)
     droplet.tick()
     assert droplet.state["state"] == "on"
-    droplet.age(9)
+    droplet.age(90)
     droplet.tick()
     assert [path for _, path, _ in api.came] == [f"/v2/droplets/{ID + 1}"]
 
@@ -268,7 +268,7 @@ def test_a_torn_memory_starts_anew(droplet: Droplet, api: Api, torn: str) -> Non
     (droplet.root / "var/lib/chisel/memory.json").write_text(torn)
     assert droplet.tick().returncode == 0
     assert api.came == []
-    droplet.age(9)
+    droplet.age(90)
     droplet.tick()
     assert len(api.came) == 1
 
@@ -281,7 +281,7 @@ def test_without_its_files_it_does_nothing(droplet: Droplet, api: Api) -> None:
 
 def test_a_tick_that_hangs_does_not_keep_the_next_one(droplet: Droplet, api: Api) -> None:
     droplet.tick()
-    droplet.age(9)
+    droplet.age(90)
     api.hangs = True
     hanging = subprocess.Popen(
         [sys.executable, "-m", "chisel_node.watchdog", "tick"],
