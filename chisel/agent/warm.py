@@ -16,7 +16,7 @@ from chisel.errors import ChiselError
 from chisel.model import Host
 from chisel.paths import Paths
 from chisel.ssh.quick import load_asyncssh
-from chisel.state import State, StateStore
+from chisel.state import State, StateStore, host_of
 
 if TYPE_CHECKING:
     from chisel.ssh.connector import Connector
@@ -116,8 +116,6 @@ def now_s() -> float:
 
 def hosts_of(state: State) -> Iterable[Host]:
     """Return every droplet of the state that is ready."""
-    from chisel.lifecycle import host_of
-
     records = [one for cloud in state.clouds.values() for pool in cloud.pools.values() for one in pool.values()]
     return [host_of(one) for one in records if one.is_ready and one.address is not None]
 
@@ -130,6 +128,8 @@ async def open_warm(paths: Paths, say: Callable[[str], None]) -> AsyncIterator[W
     from chisel.ssh.connector import open_connector
 
     deadlines = Deadlines(keepalive_s=KEEPALIVE_S, keepalive_count=KEEPALIVE_COUNT)
-    async with open_connector(paths.client_key, deadlines=deadlines, reserve=_RESERVE) as connector:
+    async with open_connector(
+        paths.client_key, deadlines=deadlines, reserve=_RESERVE, kept_in=paths.cache_dir
+    ) as connector:
         gc.freeze()  # what is loaded now stays: collections need not look at it
         yield Warm(connector, StateStore(paths.state_file, remembers=True), say)

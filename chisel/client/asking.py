@@ -11,9 +11,8 @@ from chisel.client.pool import by_number
 from chisel.client.protection import protection
 from chisel.client.statuses import droplet_status, running
 from chisel.errors import HostUnreachable, RemoteError
-from chisel.lifecycle import host_of
 from chisel.model import DropletStatus, PoolStatus, RunningCommand
-from chisel.state import DropletRecord
+from chisel.state import DropletRecord, host_of
 
 if TYPE_CHECKING:
     from chisel.client.client import Client

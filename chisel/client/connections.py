@@ -40,7 +40,8 @@ async def make_connector(
     from chisel.ssh.keys import load_or_create_client_key
 
     key = await to_thread.run_sync(load_or_create_client_key, paths.client_key)
-    connector = await stack.enter_async_context(open_connector(key, departures=departures, reserve=reserve))
+    opening = open_connector(key, departures=departures, reserve=reserve, kept_in=paths.cache_dir)
+    connector = await stack.enter_async_context(opening)
     stack.push_async_callback(_remember_plain, store, api_url, connector)
     return connector
 

@@ -13,6 +13,7 @@ from anyio import to_thread
 from chisel.model import Host
 from chisel.paths import make_private_directory, write_private_file
 from chisel.ssh.openssh import known_hosts, ssh_config
+from chisel.state import host_of
 
 if TYPE_CHECKING:
     from chisel.client.client import Client
@@ -23,8 +24,6 @@ async def write_files(client: Client, *, makes_config: bool = False) -> Path:
 
     Every droplet of this account that has an address is in them. Raises OSError.
     """
-    from chisel.lifecycle import host_of
-
     recorded = await client.recorded()
     hosts = [host_of(one) for records in recorded.values() for one in records if one.address is not None]
     place = client.paths.ssh_config_file

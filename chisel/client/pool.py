@@ -40,7 +40,7 @@ from chisel.runner import (
 )
 from chisel.runner.feed import giving
 from chisel.runner.order import PATIENCE
-from chisel.state import DropletRecord
+from chisel.state import DropletRecord, host_of
 
 if TYPE_CHECKING:
     from chisel.client.client import Client
@@ -94,8 +94,6 @@ class Pool:
 
     def hosts(self) -> list[Host]:
         """Return the droplets as SSH sees them."""
-        from chisel.lifecycle import host_of
-
         return [host_of(record) for record in self._records]
 
     async def sync(

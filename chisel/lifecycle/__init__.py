@@ -2,6 +2,5 @@
 
 from chisel.lifecycle.engine import Lifecycle
 from chisel.lifecycle.offer import Wish
-from chisel.lifecycle.records import host_of
 
-__all__ = ["Lifecycle", "Wish", "host_of"]
+__all__ = ["Lifecycle", "Wish"]

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from chisel.cloud.base import Cloud, exists
 from chisel.events import Billed, DropletStage, Level, Notice, Sink, Stage
-from chisel.lifecycle.records import host_of, map_cloud, with_changes, without_record
+from chisel.lifecycle.records import map_cloud, with_changes, without_record
 from chisel.model import Bill, DropletId, Host
-from chisel.state import CloudState, DropletRecord, State, StateStore
+from chisel.state import CloudState, DropletRecord, State, StateStore, host_of
 
 FIRST_POLL_S, SLOWEST_POLL_S = 0.25, 5.0
 

@@ -23,10 +23,10 @@ from chisel.lifecycle.destroying import Destroyer
 from chisel.lifecycle.making import Maker
 from chisel.lifecycle.offer import Wish
 from chisel.lifecycle.ready import Readier
-from chisel.lifecycle.records import host_of, map_cloud, record_from_tags, with_record
+from chisel.lifecycle.records import map_cloud, record_from_tags, with_record
 from chisel.lifecycle.snapshots import find_snapshot, take_snapshot, usd_per_month
 from chisel.model import Bill, Snapshot, SweepItem
-from chisel.state import DropletRecord, State, StateStore
+from chisel.state import DropletRecord, State, StateStore, host_of
 
 SETTLE_AFTER_S = 60.0
 """After so long a create request that shows no droplet made none: its own deadline (30 s), and the list's lag."""

@@ -21,10 +21,9 @@ from chisel.lifecycle.readiness import (
     probe,
     summary,
 )
-from chisel.lifecycle.records import host_of
 from chisel.lifecycle.rotation import rotate
 from chisel.model import Droplet, Host
-from chisel.state import DropletRecord
+from chisel.state import DropletRecord, host_of
 
 UP_DEADLINE_S = 900.0
 _FIRST_RETRY_S, _SLOWEST_RETRY_S = 0.2, 3.0

@@ -12,29 +12,10 @@ from typing import Any
 from chisel import guard
 from chisel.cloud.cloudinit import user_data
 from chisel.cloud.selfdestruct import SelfDestruct
-from chisel.errors import HostUnreachable
 from chisel.lifecycle.offer import Wish
-from chisel.model import Bill, CreateRequest, Droplet, Host, Size
+from chisel.model import Bill, CreateRequest, Droplet, Size
 from chisel.ssh.keys import KeyPair
 from chisel.state import CloudState, DropletRecord, Intent, State
-
-
-def host_of(record: DropletRecord) -> Host:
-    """Return the droplet as SSH sees it; it must have an address."""
-    if record.address is None:
-        raise HostUnreachable(f"`{record.name}` has no address yet", host=record.name, hint="chisel up")
-    return Host(
-        name=record.name,
-        droplet_id=record.id,
-        address=record.address,
-        port=record.port,
-        user="root",
-        host_key=record.host_key,
-        next_host_key=record.next_host_key,
-        pipelines=record.pipelines,
-        region=record.region,
-        private_address=record.private_address,
-    )
 
 
 def create_request(

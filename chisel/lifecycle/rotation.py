@@ -13,10 +13,9 @@ import anyio
 from chisel import guard
 from chisel.errors import HostKeyMismatch, HostUnreachable
 from chisel.lifecycle.desk import Desk
-from chisel.lifecycle.records import host_of
 from chisel.model import Host
 from chisel.ssh.keys import KeyPair, generate_keypair
-from chisel.state import DropletRecord
+from chisel.state import DropletRecord, host_of
 
 RELOAD_DEADLINE_S = 10.0
 LOCK_DEADLINE_S = 60.0

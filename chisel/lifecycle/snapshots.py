@@ -8,9 +8,8 @@ import anyio
 
 from chisel.errors import CloudError, ConfigError
 from chisel.lifecycle.desk import FIRST_POLL_S, SLOWEST_POLL_S, Desk
-from chisel.lifecycle.records import host_of
 from chisel.model import Snapshot
-from chisel.state import DropletRecord
+from chisel.state import DropletRecord, host_of
 
 USD_PER_GIB_MONTH = Decimal("0.06")
 """What DigitalOcean asks for a snapshot (its price list, 2026); the API does not tell."""

@@ -12,14 +12,16 @@ from dataclasses import fields
 from datetime import datetime
 from decimal import Decimal
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from chisel import events
-from chisel.figures import ProfileResult
 from chisel.model import RunResult
 from chisel.render.writer import Writer
+
+if TYPE_CHECKING:
+    from chisel.figures import ProfileResult
 
 VERSION = 1
 _STDOUT = 1

@@ -26,7 +26,7 @@ from chisel.ssh.early import Departures, depart, may_begin_early
 from chisel.ssh.keys import KeyPair, load_or_create_client_key
 from chisel.ssh.link import Link
 from chisel.ssh.pipelined import AGREED, READ_IN, Ahead, NotPipelined, connect_pipelined, would_agree
-from chisel.ssh.program import NodeProgram, pack_node_program
+from chisel.ssh.program import NodeProgram, node_program
 from chisel.ssh.reserve import Pace
 from chisel.ssh.silence import Listening
 from chisel.ssh.translate import translated
@@ -47,16 +47,18 @@ async def open_connector(
     deadlines: Deadlines | None = None,
     departures: Departures | None = None,
     reserve: Mapping[str, int] | None = None,
+    kept_in: Path | None = None,
 ) -> AsyncIterator[Connector]:
     """Give the keeper of connections that log in with this key; leaving closes them all, in bounded time.
 
     `departures` are sockets that are on their way already; who made them closes those that were of no use. `reserve`
-    says how many sessions of which role every connection keeps ready (see `chisel.ssh.reserve`).
+    says how many sessions of which role every connection keeps ready (see `chisel.ssh.reserve`). `kept_in` is a
+    directory of this user's for what need not be made again.
     """
     pair = (
         await to_thread.run_sync(load_or_create_client_key, client_key) if isinstance(client_key, Path) else client_key
     )
-    program = await to_thread.run_sync(pack_node_program)
+    program = await to_thread.run_sync(node_program, kept_in)
     async with AsyncExitStack() as stack:
         # without a reserve there is no task to own: then it may be left by another task than it was entered by
         tasks = await stack.enter_async_context(anyio.create_task_group()) if reserve else None

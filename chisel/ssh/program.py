@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
-import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from chisel import __version__
+from chisel.node import kept
 from chisel.ssh.boot import START, START_NAME
+
+if TYPE_CHECKING:
+    import zipfile
 
 PACKAGE = "chisel_node"
 _SOURCE = "chisel.node"
+_KEPT_NAME = "node-program"
 _MEMBER = re.compile(r"[a-z_][a-z0-9_]*\.py")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _UNIX = 3
@@ -28,8 +37,44 @@ class NodeProgram:
     sha256: str
 
 
+def node_program(kept_in: Path | None = None) -> NodeProgram:
+    """Return the node program; one that was packed from the same files before is kept in a directory of this user's.
+
+    Packing takes longer than to start a command. Losing what is kept costs that time only. Reads and writes files: call
+    it in a thread.
+    """
+    sources = _sources() if kept_in is not None else None
+    if kept_in is None or sources is None:
+        return pack_node_program()
+    file = str(kept_in / _KEPT_NAME)
+    found = kept.read(file)
+    if isinstance(found, tuple) and len(found) == 2 and found[0] == sources and isinstance(found[1], bytes):
+        return _program(found[1])
+    program = pack_node_program()
+    with suppress(OSError):
+        os.makedirs(kept_in, mode=0o700, exist_ok=True)
+        kept.write(file, (sources, program.data))
+    return program
+
+
+def _sources() -> tuple[Any, ...] | None:
+    """Return what tells that a file of the program was touched; None where they are no files."""
+    directory = resources.files(_SOURCE)
+    if not isinstance(directory, Path):
+        return None
+    try:
+        with os.scandir(directory) as entries:
+            looks = [(entry.name, entry.stat()) for entry in entries if _MEMBER.fullmatch(entry.name)]
+    except OSError:
+        return None
+    files = tuple((name, look.st_size, look.st_mtime_ns, look.st_ctime_ns, look.st_ino) for name, look in sorted(looks))
+    return (__version__, START, _MAIN, files)
+
+
 def pack_node_program() -> NodeProgram:
     """Pack the modules of `chisel/node`: equal sources give equal bytes. Reads files: call it in a thread."""
+    import zipfile
+
     members = {"__main__.py": _MAIN.encode("ascii"), START_NAME: START.encode("ascii")}
     for entry in resources.files(_SOURCE).iterdir():
         if _MEMBER.fullmatch(entry.name):
@@ -38,7 +83,10 @@ def pack_node_program() -> NodeProgram:
     with zipfile.ZipFile(packed, "w") as archive:
         for name in sorted(members):
             archive.writestr(_member(name), members[name], compresslevel=9)
-    data = packed.getvalue()
+    return _program(packed.getvalue())
+
+
+def _program(data: bytes) -> NodeProgram:
     return NodeProgram(data, hashlib.sha256(data).hexdigest())
 
 
@@ -49,6 +97,8 @@ def read_modules(names: Sequence[str]) -> dict[str, str]:
 
 def _member(name: str) -> zipfile.ZipInfo:
     """Return an entry without anything that differs between machines or days."""
+    import zipfile
+
     info = zipfile.ZipInfo(name, _EPOCH)
     info.create_system = _UNIX
     info.external_attr = 0o600 << 16

@@ -5,7 +5,7 @@ kept under its API's address, so that a sandbox and the real cloud never mix.
 """
 
 from chisel.state.form import decode, encode
-from chisel.state.records import VERSION, CloudState, DropletRecord, Intent, ProjectState, State
+from chisel.state.records import VERSION, CloudState, DropletRecord, Intent, ProjectState, State, host_of
 from chisel.state.store import StateStore
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "StateStore",
     "decode",
     "encode",
+    "host_of",
 ]

@@ -9,7 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from chisel.model import DropletId, GitFacts
+from chisel.errors import HostUnreachable
+from chisel.model import DropletId, GitFacts, Host
 
 VERSION = 1
 
@@ -114,3 +115,21 @@ class State:
     projects: dict[str, ProjectState] = field(default_factory=dict)
     version: int = VERSION
     recovered_from: Path | None = field(default=None, compare=False)
+
+
+def host_of(record: DropletRecord) -> Host:
+    """Return the droplet as SSH sees it; it must have an address."""
+    if record.address is None:
+        raise HostUnreachable(f"`{record.name}` has no address yet", host=record.name, hint="chisel up")
+    return Host(
+        name=record.name,
+        droplet_id=record.id,
+        address=record.address,
+        port=record.port,
+        user="root",
+        host_key=record.host_key,
+        next_host_key=record.next_host_key,
+        pipelines=record.pipelines,
+        region=record.region,
+        private_address=record.private_address,
+    )

@@ -129,13 +129,19 @@ class Walk:
 
     def _look(self, place: Place, entries: list[os.DirEntry[str]]) -> None:
         names = self.names[place.path] = dict[str, bool]()
+        prefix = f"{place.path}/" if place.path else ""
+        sends_all, lists = place.sends_all, place.lists
         for entry in entries:
-            path = f"{place.path}/{entry.name}" if place.path else entry.name
-            if entry.name in _RULE_FILES:
+            name = entry.name
+            path = prefix + name
+            if name in _RULE_FILES:
                 self.rule_files.append(path)
             try:
-                is_directory = names[entry.name] = entry.is_dir(follow_symlinks=False)
-                verdict = place.decide(entry.name, is_directory=is_directory)
+                is_directory = names[name] = entry.is_dir(follow_symlinks=False)
+                if not is_directory and ((sends_all and name[0] != ".") or lists(name)):
+                    self._leaf(entry, path)
+                    continue
+                verdict = place.decide(name, is_directory=is_directory)
                 if is_directory:
                     self._directory(place, entry, path, verdict)
                 elif verdict.is_sent or (verdict.source is None and _is_special(entry)):
@@ -188,7 +194,11 @@ class Walk:
     def _leaf(self, entry: os.DirEntry[str], path: str) -> None:
         status = entry.stat(follow_symlinks=False)
         if stat.S_ISREG(status.st_mode):
-            self._send(Entry(path, FILE, status))
+            one = Entry(path, FILE, status)
+            if self._leading:
+                self._send(one)
+            else:
+                self.entries[path] = one
         elif stat.S_ISLNK(status.st_mode):
             self._send(Entry(path, LINK, status))
         else:
@@ -220,14 +230,15 @@ def too_much(listing: Listing) -> Notice | None:
 
     Named are the fewest directories (or single files) that hold most of it, each as deep as it still does.
     """
-    sizes = {entry.path: entry.status.st_size for entry in listing.files}
+    sizes = {path: status.st_size for path, kind, status in listing.entries.values() if kind == FILE}
     total = sum(sizes.values())
     if len(sizes) <= MANY_FILES and total <= MANY_BYTES:
         return None
     weights = dict.fromkeys(sizes, 1) if len(sizes) > MANY_FILES else sizes
-    causes = _causes(weights)
+    held, children = _holders(weights)
+    causes = _causes(held, children)
     said = f"nothing ignores {len(sizes):,} files ({_megabytes(total)}) here"
-    if sum(weight for path, weight in weights.items() if _is_below(path, causes)) < _HALF * sum(weights.values()):
+    if sum(held[cause] for cause in causes) < _HALF * held.get("", 0):
         hint = "what is not needed there belongs into .chiselignore"
         return Notice(level="warning", message=f"{said}, spread over many directories", hint=hint)
     named = ", ".join(_named(cause, sizes) for cause in causes)
@@ -239,20 +250,40 @@ def too_much(listing: Listing) -> Notice | None:
     )
 
 
-def _is_below(path: str, folders: list[str]) -> bool:
-    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+def _holders(weights: dict[str, int]) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Return what every path holds, and what is in each directory: all of the directories, of the files the heaviest.
 
-
-def _causes(weights: dict[str, int]) -> list[str]:
-    """Return the fewest disjoint paths that hold most of the weight, the heaviest first."""
-    held: dict[str, int] = dict(weights)
-    children: dict[str, set[str]] = {}
+    At the top all files count.
+    """
+    held = dict[str, int]()
+    heaviest = dict[str, tuple[int, str]]()
+    children = dict[str, list[str]]()
     for path, weight in weights.items():
-        while path:
-            folder = path.rpartition("/")[0]
-            children.setdefault(folder, set()).add(path)
-            held[folder] = held.get(folder, 0) + weight
-            path = folder
+        folder, slash, _ = path.rpartition("/")
+        held[folder] = held.get(folder, 0) + weight
+        if not slash:
+            held[path] = weight
+            children.setdefault("", []).append(path)
+        elif (weight, path) > heaviest.get(folder, (-1, "")):
+            heaviest[folder] = weight, path
+    for folder, (weight, path) in heaviest.items():
+        held[path] = weight
+        children[folder] = [path]
+    waiting = {path for path in held if path and path not in weights}
+    known = set(waiting)
+    while waiting:
+        for path in waiting:
+            children.setdefault(path.rpartition("/")[0], []).append(path)
+        waiting = {path.rpartition("/")[0] for path in waiting} - known - {""}
+        known |= waiting
+    for path in sorted(known, key=lambda one: -one.count("/")):
+        folder = path.rpartition("/")[0]
+        held[folder] = held.get(folder, 0) + held[path]
+    return held, children
+
+
+def _causes(held: dict[str, int], children: dict[str, list[str]]) -> list[str]:
+    """Return the fewest disjoint paths that hold most of the weight, the heaviest first."""
     total, found = held.get("", 0), 0
     causes = []
     for path in sorted(children.get("", ()), key=lambda one: (-held[one], one))[:_NAMED_AT_MOST]:
@@ -263,7 +294,7 @@ def _causes(weights: dict[str, int]) -> list[str]:
     return causes
 
 
-def _tightest(path: str, held: dict[str, int], children: dict[str, set[str]]) -> str:
+def _tightest(path: str, held: dict[str, int], children: dict[str, list[str]]) -> str:
     """Go down while one child holds nearly all of what is asked about."""
     whole = held[path]
     while path in children:

@@ -13,13 +13,12 @@ import pytest
 
 from chisel import guard
 from chisel.errors import CloudError, HostKeyMismatch, OutcomeUnknown
-from chisel.lifecycle import host_of
 from chisel.lifecycle.offer import no_offer, offers
 from chisel.lifecycle.records import map_cloud, with_record
 from chisel.model import CreateRequest, Droplet
 from chisel.sandbox.cloud import Knobs
 from chisel.ssh.keys import generate_keypair
-from chisel.state import CloudState, StateStore
+from chisel.state import CloudState, StateStore, host_of
 from tests.lifecycle.conftest import World, a_size, a_world, wish
 
 pytestmark = pytest.mark.timeout(60)

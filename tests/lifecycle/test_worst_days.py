@@ -19,13 +19,13 @@ from chisel.errors import CapacityError, CloudError, HostKeyMismatch
 from chisel.events import DropletStage, Notice
 from chisel.lifecycle import rotation
 from chisel.lifecycle.offer import offers
-from chisel.lifecycle.records import host_of, map_cloud
+from chisel.lifecycle.records import map_cloud
 from chisel.model import CreateRequest
 from chisel.sandbox.cloud import Knobs
 from chisel.sandbox.faults import read_fault
 from chisel.ssh.connector import open_connector
 from chisel.ssh.keys import generate_keypair
-from chisel.state import CloudState, DropletRecord, StateStore
+from chisel.state import CloudState, DropletRecord, StateStore, host_of
 from tests.lifecycle.conftest import World, a_size, a_world, wish
 from tests.support import until
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+import chisel.node
 from chisel.errors import ConfigError, HostKeyMismatch, HostUnreachable, NotReady
 from chisel.model import DropletId, Host
 from chisel.node import activity
@@ -21,7 +23,7 @@ from chisel.node.frames import Kind
 from chisel.ssh.boot import START_NAME, install_line, start_line
 from chisel.ssh.connector import Connection, Deadlines, open_connector
 from chisel.ssh.keys import fingerprint_md5, fingerprint_sha256, generate_keypair, load_or_create_client_key
-from chisel.ssh.program import pack_node_program
+from chisel.ssh.program import NodeProgram, node_program, pack_node_program
 from tests.ssh.conftest import Sshd
 from tests.support import processes_with, until
 
@@ -221,6 +223,31 @@ async def test_a_silent_peer_is_named_within_its_deadline() -> None:
 def test_the_program_is_packed_the_same_every_time() -> None:
     assert pack_node_program() == pack_node_program()
     assert len(pack_node_program().data) < 200_000
+
+
+def test_the_program_is_kept_until_a_file_of_it_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, packed = tmp_path / "cache", list[int]()
+    sources = tmp_path / "node"
+    shutil.copytree(Path(chisel.node.__file__).parent, sources)
+    monkeypatch.setattr("chisel.ssh.program.resources.files", lambda _: sources)
+
+    def counted() -> NodeProgram:
+        packed.append(1)
+        return pack_node_program()
+
+    monkeypatch.setattr("chisel.ssh.program.pack_node_program", counted)
+    assert node_program(place) == node_program(place) == pack_node_program()
+    assert len(packed) == 1
+    (kept,) = place.iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    kept.write_bytes(kept.read_bytes()[:-1] + b"?")
+    assert node_program(place) == pack_node_program(), "a damaged one counts for nothing"
+    with (sources / "frames.py").open("a") as source:
+        source.write("# other\n")
+    assert node_program(place) == pack_node_program()
+    assert len(packed) == 3
+    place.chmod(0o500)
+    assert node_program(place / "not" / "made") == pack_node_program(), "a full or closed disk costs time only"
 
 
 def test_a_key_is_made_once_and_kept_private(tmp_path: Path) -> None:

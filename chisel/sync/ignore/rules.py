@@ -359,9 +359,21 @@ class Place:
         self.outermost: Scope = scope if above is None else above.outermost
         """The scope of the root."""
 
+    @cached_property
+    def sends_all(self) -> bool:
+        """Say whether all is sent here whose name begins with no dot: no rule holds, and git has not listed it."""
+        scope = self.scope
+        if self._chisel_files or scope.others is not None or scope.tracked:
+            return False
+        return self.excluded_by is None and not self.git_files
+
+    def lists(self, name: str) -> bool:
+        """Say whether git's list has a file of this directory, and alone decides about it."""
+        return self._listed_files is not None and self._prefix + name in self._listed_files
+
     def decide(self, name: str, *, is_directory: bool) -> Verdict:
         """Decide about one name of this directory."""
-        if self._listed_files is not None and not is_directory and self._prefix + name in self._listed_files:
+        if not is_directory and self.lists(name):
             return _DEFAULT
         if name == GIT or (name.lower() == GIT and self.scope.folds_case):
             return _BUILT_IN
