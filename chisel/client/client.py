@@ -59,11 +59,13 @@ if TYPE_CHECKING:
 class Where:
     """Where the user stands: the project, the current directory, and the variables that its chisel.toml names.
 
-    `environ` is the user's whole environment: what git is to see of it.
+    `place` is the current directory with no link in its path. `environ` is the user's whole environment: what git is to
+    see of it.
     """
 
     project: Project
     cwd: Path
+    place: Path
     env: Mapping[str, str] = field(repr=False)
     environ: Mapping[str, str] = field(repr=False)
 
@@ -94,13 +96,13 @@ async def open(
     paths = resolve_paths(environ, home or Path(environ.get("HOME") or Path.home()))
     here = Path(cwd) if cwd is not None else Path.cwd()
 
-    def read() -> tuple[Config, Project]:
-        return load_config(paths, environ, api_url=api_url), find_project(here)
+    def read() -> tuple[Config, Project, Path]:
+        return load_config(paths, environ, api_url=api_url), find_project(here), here.resolve()
 
-    config, project = await to_thread.run_sync(read)
+    config, project, place = await to_thread.run_sync(read)
     named = {name: environ[name] for name in project.settings.env if name in environ}
     async with AsyncExitStack() as stack:
-        where, used = Where(project, here, named, environ), store or StateStore(paths.state_file)
+        where, used = Where(project, here, place, named, environ), store or StateStore(paths.state_file)
         yield Client(config, paths, where, sink or NullSink(), stack, used, departures, connector, trees, reserve)
 
 
@@ -456,7 +458,7 @@ class Client:
 
     def remote_place(self, root: Path, remote: str) -> str:
         """Return the directory of a working copy that matches the current one, its top where none does."""
-        here = self.where.cwd.resolve()
+        here = self.where.place
         if here == root or root not in here.parents:
             return remote
         return str(PurePosixPath(remote) / here.relative_to(root).as_posix())
@@ -464,14 +466,14 @@ class Client:
     async def root_to_sync(self, path: Path | str | None) -> Path:
         """Return the local tree that `sync` means: the given one, or the synced one around, or the project's root."""
         if path is not None:
-            root = (self.where.cwd / path).resolve()
+            root = Path(await anyio.Path(self.where.place, path).resolve())
             if not await anyio.Path(root).is_dir():
                 raise UsageError(f"`{path}` is not a directory here")
             return root
         known = await self.project_state()
-        here = self.where.cwd.resolve()
+        here = self.where.place
         around = [Path(root) for root in (known.synced_roots if known else {}) if Path(root) in (here, *here.parents)]
-        return max(around, key=lambda root: len(root.parts)) if around else self.where.project.root.resolve()
+        return max(around, key=lambda root: len(root.parts)) if around else self.where.project.root
 
     async def remember_sync(self, root: Path, remote: str, result: SyncResult) -> None:
         """Record that this tree was synced last, and what the droplets have of it."""

@@ -32,7 +32,7 @@ async def set_up(client: Client, hosts: Sequence[Host], root: Path, remote: Pure
     """
     project = client.where.project
     script = project.settings.setup
-    if script is None or root != project.root.resolve():
+    if script is None or root != project.root:
         return {}
     digest = await to_thread.run_sync(_digest, project.root / script)
     mark = f'"$HOME"/.chisel/setup-{shlex.quote(project.id)}'

@@ -29,8 +29,6 @@ from chisel.sync.scan import LocalTree, scan_tree
 from chisel.sync.throttle import Throttle
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
-
     from chisel.client.client import Client
     from chisel.client.pool import Pool
     from chisel.ssh.connector import Connector
@@ -40,6 +38,8 @@ __all__ = ["SyncOptions", "run_synced", "sync", "syncing"]
 _REMEMBER_S = 5.0
 _GIT_S = 0.5
 """How long a record waits for what git says once all else is there."""
+_FEW_FILES, _SOON_S = 2000, 0.05
+"""A tree of fewer files is scanned sooner than the answer to a login comes: then one message says all."""
 
 
 @asynccontextmanager
@@ -123,34 +123,6 @@ async def scanned(client: Client, root: Path, tree: Tree, options: SyncOptions |
     return local
 
 
-async def scanned_meanwhile(
-    client: Client, root: Path, tree: Tree, hosts: list[Host], options: SyncOptions | None = None
-) -> tuple[LocalTree, Connector]:
-    """Scan a tree while connections to droplets are on their way; returns it and their keeper."""
-    found: list[LocalTree] = []
-    troubles: list[ChiselError] = []
-    connectors: list[Connector] = []
-
-    async def scan() -> None:
-        try:
-            found.append(await scanned(client, root, tree, options))
-        except ChiselError as error:
-            troubles.append(error)
-
-    async def connect() -> None:
-        try:
-            connectors.append(await client.connector(hosts))
-        except ChiselError as error:
-            troubles.append(error)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(scan)
-        tasks.start_soon(connect)
-    if troubles:
-        raise troubles[0]
-    return found[0], connectors[0]
-
-
 async def sync(
     pool: Pool,
     client: Client,
@@ -180,7 +152,8 @@ async def sync(
     git = _Git()
     async with (
         beside(git.ask, client, root),
-        _sending(client, root, remote, hosts, options, bytes_per_s) as (connector, job, tasks),
+        _sending(client, root, remote, hosts, options, bytes_per_s=bytes_per_s) as (connector, job),
+        anyio.create_task_group() as tasks,
     ):
         for host in hosts:
             tasks.start_soon(one, host, connector, job)
@@ -194,36 +167,38 @@ async def sync(
 
 @asynccontextmanager
 async def _sending(
-    client: Client,
-    root: Path,
-    remote: PurePosixPath,
-    hosts: list[Host],
-    options: SyncOptions | None,
-    bytes_per_s: float | None,
-) -> AsyncIterator[tuple[Connector, Job, TaskGroup]]:
-    """Give a keeper of connections, the job, and the tasks in which the droplets' parts of it are to run.
+    client: Client, root: Path, remote: PurePosixPath, hosts: list[Host], options: SyncOptions | None, **more: Any
+) -> AsyncIterator[tuple[Connector, Job]]:
+    """Give a keeper of connections and the job, for the droplets' parts of it.
 
-    Over connections that are open the droplets look at their working copies while the tree is scanned here; else it is
-    scanned while connections are made. Leaving waits for the tasks; raises what the scan raises, with the tasks ended.
+    The tree is scanned meanwhile: the droplets look at their working copies at the same time. Raises what the scan
+    raises, with the block cancelled.
     """
-    connector, local = client.connector_to(hosts), None
-    async with lent(client, root) as tree:
-        if connector is None:
-            local, connector = await scanned_meanwhile(client, root, tree, hosts, options)
-        trouble: ChiselError | None = None
-        async with (
-            syncing(client, local, tree, remote, options=options, bytes_per_s=bytes_per_s, droplets=len(hosts)) as job,
-            anyio.create_task_group() as tasks,
-        ):
-            yield connector, job, tasks
-            if local is None:
-                try:
-                    job.scanned(await scanned(client, root, tree, options))
-                except ChiselError as error:
-                    trouble = error
-                    tasks.cancel_scope.cancel()
-        if trouble is not None:
-            raise trouble
+    trouble: ChiselError | None = None
+    async with (
+        lent(client, root) as tree,
+        syncing(client, None, tree, remote, options=options, droplets=len(hosts), **more) as job,
+    ):
+
+        async def scan(scope: anyio.CancelScope) -> None:
+            nonlocal trouble
+            try:
+                job.scanned(await scanned(client, root, tree, options))
+            except ChiselError as error:
+                trouble = error
+                scope.cancel()
+
+        with anyio.CancelScope() as scope:
+            async with beside(scan, scope):
+                connector = client.connector_to(hosts)
+                if connector is None:
+                    connector = await client.connector(hosts)
+                    if len(tree.index.files) < _FEW_FILES:
+                        with anyio.move_on_after(_SOON_S):
+                            await job.wait_scanned()
+                yield connector, job
+    if trouble is not None:
+        raise trouble
 
 
 async def run_synced(
@@ -249,24 +224,25 @@ async def run_synced(
         order = replace(order, cwd=cwd, tree_hash=results[0].tree_hash, git=results[0].git)
         return await follow(await client.connector(pool.hosts()), order=order)
     ended: list[SyncResult] = []
+    ran: list[RunResult] = []
     git = _Git()
 
     def on_end(result: SyncResult) -> None:
         ended.append(replace(result, git=git.known))
         client.sink.emit(SyncEnded(host=result.host, result=ended[-1]))
 
+    more = {"on_end": on_end, "goes_ahead": True, "git": git.facts}
     try:
-        async with lent(client, root) as tree:
-            async with beside(git.ask, client, root):
-                local, connector = await scanned_meanwhile(client, root, tree, pool.hosts(), options)
-                order = replace(order, cwd=cwd, git=await git.facts())
-            hosts = len(pool.hosts())
-            async with syncing(client, local, tree, remote, options=options, on_end=on_end, droplets=hosts) as job:
-                return await follow(connector, order=replace(order, sync=job))
+        async with (
+            beside(git.ask, client, root),
+            _sending(client, root, remote, pool.hosts(), options, **more) as (connector, job),
+        ):
+            ran = await follow(connector, order=replace(order, cwd=cwd, sync=job))
     finally:
         if ended:
             with anyio.move_on_after(_REMEMBER_S, shield=True):
                 await client.remember_sync(root, str(remote), ended[0])
+    return ran
 
 
 async def _set_up(

@@ -256,7 +256,7 @@ class Sync:
             if frame is None:
                 return False
             if frame.kind == Kind.REQUEST:
-                self._request = {**self._request, **frame.json()}
+                self._request.update(frame.json())  # whoever made the request reads there what else it says
                 self._wanted = str(self._request.get("tree", ""))
                 return True
             if frame.kind == Kind.END:

@@ -39,18 +39,19 @@ def main(channel: Channel, request: dict[str, Any]) -> int:
     """Run the command that the request describes; return 0 when its end was reported.
 
     A `sync` in the request is served first, over the same channel: one message brings the tree and runs the command.
+    What git says of that tree may come with the sync.
     """
     run_id = str(request.get("run_id", ""))
     if not registry.is_run_id(run_id):
         raise Refused("bad-request", f"`{run_id}` cannot be a run's id")
-    tree_hash = str(request.get("tree_hash", ""))
+    tree_hash, git = str(request.get("tree_hash", "")), request.get("git")
     if request.get("sync"):
         from . import receiver  # what a command without a sync does not need is not loaded for it
 
         synced = receiver.serve(channel, request["sync"])
         if synced is None:
             return 0
-        tree_hash = synced
+        tree_hash, git = synced, request["sync"].get("git", git)
     launch = environment.read_launch(request)
     use = locks.Use(launch.cwd, run_id, str(request.get("shown") or request["line"]))
     entry = registry.Entry(run_id)
@@ -61,7 +62,7 @@ def main(channel: Channel, request: dict[str, Any]) -> int:
         "owner": str(request.get("owner", "")),
         "detached": bool(request.get("detached")),
         "tree_hash": tree_hash,
-        "git": request.get("git"),
+        "git": git,
         "started_at": time.time(),
         "pid": os.getpid(),
     }

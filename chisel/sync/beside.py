@@ -9,8 +9,6 @@ from typing import Any, TypeVarTuple
 import anyio
 from anyio.abc import TaskGroup
 
-from chisel.errors import ChiselError
-
 Arguments = TypeVarTuple("Arguments")
 
 
@@ -20,14 +18,14 @@ async def beside(
 ) -> AsyncIterator[TaskGroup]:
     """Run a task while the block does, cancelled at its end; gives the group, for more of them.
 
-    The block's own ChiselError leaves as it is, in no group.
+    What the block raises itself leaves as it is, in no group.
     """
-    trouble: ChiselError | None = None
+    trouble: Exception | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(do, *arguments)
         try:
             yield tasks
-        except ChiselError as error:
+        except Exception as error:  # noqa: BLE001 - raised again below
             trouble = error
         tasks.cancel_scope.cancel()
     if trouble is not None:

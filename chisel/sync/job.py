@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, TypeVar, TypeVarTuple
@@ -11,7 +11,7 @@ import anyio
 from anyio import to_thread
 
 from chisel.events import Sink
-from chisel.model import Host, Relay, SyncResult
+from chisel.model import GitFacts, Host, Relay, SyncResult
 from chisel.sync.cast import Cast
 from chisel.sync.index import Index
 from chisel.sync.part import Part
@@ -49,8 +49,8 @@ class Job:
     """One sync of one tree: parts of several droplets share its plans and streams.
 
     Without a tree as yet the parts announce themselves, so that the droplets look at their working copies while the
-    tree is scanned, and go on when it is there (`scanned`): worth it on sessions that are open already. It counts on
-    parts for so many `droplets`.
+    tree is scanned, and go on when it is there (`scanned`). It counts on parts for so many `droplets`. With
+    `goes_ahead` each is the first part of a command, which learns what `git` says then.
     """
 
     def __init__(
@@ -67,6 +67,8 @@ class Job:
         throttle: Throttle | None = None,
         on_end: Callable[[SyncResult], None] | None = None,
         droplets: int = 1,
+        goes_ahead: bool = False,
+        git: Callable[[], Awaitable[GitFacts | None]] | None = None,
     ) -> None:
         self._local = local
         self._has_scanned = anyio.Event()
@@ -79,6 +81,8 @@ class Job:
         self.options = options or Options()
         self.throttle = throttle or Throttle(None)
         self.on_end = on_end
+        self.goes_ahead = goes_ahead
+        self.git = git
         self.relays = Relays(self.options.relay, droplets, self.throttle, sink)
         self._casts: dict[Any, Cast] = {}
         self._plans: dict[Any, Plan] = {}

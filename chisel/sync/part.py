@@ -8,14 +8,14 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
 from chisel.errors import HostUnreachable, RemoteError
 from chisel.events import Notice, Progress
-from chisel.model import Host, SyncResult
+from chisel.model import GitFacts, Host, SyncResult
 from chisel.node import frames, tree
 from chisel.node.frames import Frame, Kind
 from chisel.node.tree import Item
@@ -86,6 +86,7 @@ class Part:
         self._drift: tuple[str, ...] = ()
         self._kept: tuple[str, ...] = ()
         self._never_pushed: tuple[str, ...] = ()
+        self._git: GitFacts | None = None
         self.result: SyncResult | None = None
 
     # -- before anything is said
@@ -93,6 +94,8 @@ class Part:
     async def prepare(self) -> None:
         """Work out what to send unasked; nothing is read of what is to be sent but small files."""
         await self._job.work(self._recall)
+        if self._job.git is not None:
+            self._git = await self._job.git()
         self._is_prepared = True
         plan = self._plan
         if plan is None or self._asks or plan.is_empty:
@@ -157,6 +160,8 @@ class Part:
             request["tree"] = self._cast.outcome.tree_hash
         elif self._cast is not None:
             request["follows"] = True
+        if self._git is not None:
+            request["git"] = asdict(self._git)
         return {**request, **{name: True for name, is_set in flags.items() if is_set}}
 
     def _early_flags(self) -> list[tuple[str, bool]]:
@@ -225,6 +230,8 @@ class Part:
 
     def _is_settled_by(self, facts: Mapping[str, Any]) -> bool:
         """Say whether nothing is left to do for a droplet that has what it is known to have, and nothing else."""
+        if self._job.goes_ahead:
+            return False  # it is told the rest in any case, and says so when the working copy is the command's
         is_known = self._base is not None and facts.get("token") == self._there.token
         return is_known and not self._asks and self._plan is not None and self._plan.is_empty and self._cast is None
 

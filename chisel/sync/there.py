@@ -78,7 +78,11 @@ class Known:
         depth = self._depth(before) + 1 if base is not None else 0
         if base is None or depth > _DEEPEST:
             base, before, depth = {}, "", 0
-        changed = {path: tuple(item[1:]) for path, item in items.items() if base.get(path) is not item}
+        changed = {
+            path: tuple(item[1:])
+            for path, item in items.items()
+            if (old := base.get(path)) is not item and old != item  # of another process's scan all are new objects
+        }
         gone = list(base.keys() - items.keys())
         self._trees[tree_hash] = items
         self._store.change({tree_hash: (before, depth, changed, gone)})

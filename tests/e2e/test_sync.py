@@ -11,8 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
+import chisel
+from chisel.errors import UsageError
+from chisel.sync.scan import LocalTree
 from tests.support import User, processes_with, until
 
 pytestmark = pytest.mark.timeout(120)
@@ -44,6 +48,31 @@ def test_the_record_of_a_run_names_its_tree(one: User) -> None:
     run_id = ended.of("run_started")[0]["run_id"]
     record = one.does("run", f"cat ~/.chisel/runs/{run_id}/run.json").out
     assert json.loads(record)["tree_hash"] == ended.of("sync_ended")[0]["result"]["tree_hash"]
+
+
+@pytest.mark.parametrize("wait_s", [0, 1.0])
+async def test_a_tree_that_cannot_be_read_runs_nothing(
+    one: User, monkeypatch: pytest.MonkeyPatch, wait_s: float
+) -> None:
+    """Also where the droplet has been told of the command, and looks at its working copy meanwhile."""
+    made = one.home / "made"
+    (one.cwd / "a").write_text("content")
+
+    async def fails(*_: Any, **__: Any) -> LocalTree:
+        await anyio.sleep(wait_s)
+        raise UsageError("the tree cannot be read")
+
+    monkeypatch.setattr("chisel.client.syncing.scan_tree", fails)
+    async with chisel.open(environ=one.environ(), cwd=one.cwd) as client:
+        pool = await client.pool()
+        with anyio.fail_after(30), pytest.raises(UsageError, match="cannot be read"):
+            await pool.run(f"touch {made}", sync=True)
+        with anyio.fail_after(30), pytest.raises(UsageError, match="cannot be read"):
+            await pool.sync()
+        monkeypatch.undo()
+        (ended,) = await pool.run("cat a", sync=True)
+    assert (ended.stdout, ended.status) == (b"content", 0)
+    assert not made.exists()
 
 
 @pytest.mark.real_part("git")

@@ -659,3 +659,15 @@ async def test_a_limit_is_held(bench: Bench) -> None:
 def no_stage_is_left(bench: Bench) -> Iterator[None]:
     yield
     assert all(len(name) == 64 for name in staged(bench))
+
+
+async def test_what_a_droplet_has_is_remembered_as_a_difference_by_another_process_too(bench: Bench) -> None:
+    """Each command without an agent is one: what it scans are new objects, which are equal all the same."""
+    for number in range(400):
+        (bench.local / f"file-{number}").write_text(f"content {number}")
+    await bench.push()
+    places = [Path(f"{bench.index}.trees"), Path(f"{bench.index}.trees.log")]
+    before = sum(place.stat().st_size for place in places if place.exists())
+    (bench.local / "file-7").write_text("another content")
+    await bench.push()
+    assert 0 < sum(place.stat().st_size for place in places if place.exists()) - before < 2000
