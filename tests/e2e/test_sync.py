@@ -16,7 +16,7 @@ import pytest
 
 import chisel
 from chisel.errors import UsageError
-from chisel.sync.scan import LocalTree
+from chisel.sync.scan import LocalTree, scan_tree
 from tests.support import User, processes_with, until
 
 pytestmark = pytest.mark.timeout(120)
@@ -73,6 +73,29 @@ async def test_a_tree_that_cannot_be_read_runs_nothing(
         (ended,) = await pool.run("cat a", sync=True)
     assert (ended.stdout, ended.status) == (b"content", 0)
     assert not made.exists()
+
+
+@pytest.mark.parametrize("runs", [False, True])
+async def test_a_login_does_not_wait_for_a_scan_that_takes_its_time(
+    one: User, monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    (one.cwd / "a").write_text("content")
+    async with chisel.open(environ=one.environ(), cwd=one.cwd) as client:
+        pool = await client.pool()
+
+        async def waits(*given: Any, **more: Any) -> LocalTree:
+            while client.connector_to(pool.hosts()) is None:  # noqa: ASYNC110 - a connection tells nobody that it is there
+                await anyio.sleep(0.01)
+            return await scan_tree(*given, **more)
+
+        monkeypatch.setattr("chisel.client.syncing.scan_tree", waits)
+        with anyio.fail_after(30):
+            if runs:
+                (ended,) = await pool.run("cat a", sync=True)
+                assert (ended.stdout, ended.status) == (b"content", 0)
+            else:
+                (synced,) = await pool.sync()
+                assert (synced.error, synced.sent_files) == (None, 1)
 
 
 @pytest.mark.real_part("git")
