@@ -165,8 +165,8 @@ class Connection:
             try:
                 link = await self._more(self.host, self._answers)
             except HostUnreachable as error:
-                is_refused = isinstance(error.__cause__, asyncssh.PermissionDenied)
-                if is_refused or time.monotonic() > until or not await self._answers():
+                is_final = isinstance(error.__cause__, asyncssh.PermissionDenied | asyncssh.HostKeyNotVerifiable)
+                if is_final or time.monotonic() > until or not await self._answers():
                     raise
                 await anyio.sleep(_AGAIN_S * random.uniform(0.5, 1.0))
                 if (free := next((one for one in self._links if one.has_room), None)) is not None:
