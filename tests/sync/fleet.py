@@ -26,6 +26,7 @@ from chisel.sync.push import push
 from chisel.sync.scan import scan_tree
 from chisel.sync.sources import gather
 from chisel.sync.there import Known
+from chisel.sync.throttle import Throttle
 from chisel.sync.upload import upload
 from tests.sync.conftest import REMOTE
 from tests.torture.proxy import Proxy
@@ -146,6 +147,21 @@ def node_processes(home: Path) -> list[int]:
         if f"HOME={home}".encode() in environ.split(b"\0") and (b"\0receive\0" in line or b"\0store\0" in line):
             found.append(int(entry.name))
     return found
+
+
+class Held(Throttle):
+    """Let so many bytes through at a rate, and the rest once it is let go: a busy machine must not be too late."""
+
+    def __init__(self, bytes_per_s: float, most: int) -> None:
+        super().__init__(bytes_per_s)
+        self._left = most
+        self.let_go = anyio.Event()
+
+    async def take(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            await self.let_go.wait()
+        await super().take(count)
 
 
 def kill(pids: Sequence[int]) -> None:

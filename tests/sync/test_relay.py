@@ -17,10 +17,9 @@ from chisel.errors import ChiselError
 from chisel.events import Notice
 from chisel.model import SyncResult
 from chisel.sync.there import Known
-from chisel.sync.throttle import Throttle
 from tests.support import until
 from tests.sync.conftest import REMOTE
-from tests.sync.fleet import Fleet, kill, running_fleet
+from tests.sync.fleet import Fleet, Held, kill, running_fleet
 from tests.sync.test_push import snapshot, write
 
 pytestmark = [
@@ -135,14 +134,16 @@ async def test_auto_measures_before_it_builds_a_tree(fleet: Fleet) -> None:
 async def test_a_killed_neighbour_costs_nobody_else_anything(fleet: Fleet, killed: int) -> None:
     fill(fleet.local)
     found: dict[str, SyncResult | ChiselError] = {}
+    throttle = Held(1_500_000, 2_000_000)
 
     async def sync() -> None:
-        found.update(await fleet.sync("on", throttle=Throttle(1_500_000)))
+        found.update(await fleet.sync("on", throttle=throttle))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(sync)
         await until_async(lambda: len(fleet.staged(6)) > 3, what="the first files at the last droplet")
         kill(fleet.receivers(killed))
+        throttle.let_go.set()
     failed = {name for name, one in found.items() if not isinstance(one, SyncResult)}
     assert len(failed) == 1
     others = [number for number in range(7) if f"d{number}" not in failed]
@@ -157,7 +158,7 @@ async def test_a_killed_neighbour_costs_nobody_else_anything(fleet: Fleet, kille
 async def test_a_cancelled_sync_leaves_nothing_running(fleet: Fleet) -> None:
     fill(fleet.local)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(partial(fleet.sync, "on", throttle=Throttle(1_500_000)))
+        tasks.start_soon(partial(fleet.sync, "on", throttle=Held(1_500_000, 2_000_000)))
         await until_async(
             lambda: min(len(fleet.staged(number)) for number in range(6)) > 3, what="the first files everywhere"
         )

@@ -13,7 +13,7 @@ import pytest
 
 from chisel.model import PushResult
 from chisel.sync.throttle import Throttle
-from tests.sync.fleet import Fleet, kill, running_fleet
+from tests.sync.fleet import Fleet, Held, kill, running_fleet
 from tests.sync.test_push import snapshot, write
 from tests.sync.test_relay import notices, until_async
 
@@ -96,9 +96,10 @@ async def test_a_closed_network_costs_a_second_push(fleet: Fleet, data: Path) ->
 @pytest.mark.parametrize("fleet", [6], indirect=True)
 async def test_a_killed_neighbour_costs_nobody_else_anything(fleet: Fleet, data: Path, killed: int) -> None:
     found: list[PushResult] = []
+    throttle = Held(4e6, 6 * MB)
 
     async def push() -> None:
-        found.extend(await fleet.upload([data], "on", throttle=Throttle(2e6)))
+        found.extend(await fleet.upload([data], "on", throttle=throttle))
 
     def has_begun() -> bool:
         parts = (fleet.homes[5] / "data").rglob(".chisel-*")
@@ -108,6 +109,7 @@ async def test_a_killed_neighbour_costs_nobody_else_anything(fleet: Fleet, data:
         tasks.start_soon(push)
         await until_async(has_begun, what="a part at the last droplet")
         kill(fleet.receivers(killed))
+        throttle.let_go.set()
     failed = [number for number, one in enumerate(found) if one.error is not None]
     assert failed == [killed]
     assert exact(fleet, data, [number for number in range(6) if number != killed])
