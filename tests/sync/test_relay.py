@@ -41,7 +41,7 @@ def fill(root: Path, files: int = 30, size: int = 100_000, seed: int = 1) -> Non
 
 
 async def until_async(holds: Callable[[], object], *, what: str) -> None:
-    await to_thread.run_sync(partial(until, holds, what=what, deadline_s=20.0))
+    await to_thread.run_sync(partial(until, holds, what=what, deadline_s=60.0))
 
 
 def exact(fleet: Fleet, numbers: Iterable[int]) -> bool:
