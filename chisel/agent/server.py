@@ -163,10 +163,11 @@ class Server:
 
     async def listen(self, listener: socket.socket) -> None:
         """Take callers until it is time to finish; returns when the last of them has been served."""
-        async with anyio.create_task_group() as callers, anyio.create_task_group() as tasks:
-            tasks.start_soon(self._accept, listener, callers)
-            await self.finishing.wait()
-            tasks.cancel_scope.cancel()
+        async with anyio.create_task_group() as callers:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._accept, listener, callers)
+                await self.finishing.wait()
+                tasks.cancel_scope.cancel()
             listener.close()  # who has called and was not taken yet is to know at once
 
     async def _accept(self, listener: socket.socket, callers: anyio.abc.TaskGroup) -> None:

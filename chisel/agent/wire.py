@@ -230,15 +230,18 @@ def reach(environ: dict[bytes, bytes], wanted: list[bytes] | None = None) -> _so
     """
     try:
         found = greeted(environ, HELLO_DEADLINE_S)
-        if found is None:
-            return None
-        connection, hello = found
-        if wanted is None or hello == wanted:
-            return connection
-        connection.sendall(frame(FINISH))
-        connection.close()
     except (OSError, ValueError):
+        return None
+    if found is None:
+        return None
+    connection, hello = found
+    if wanted is None or hello == wanted:
+        return connection
+    try:  # noqa: SIM105 - `contextlib` is not loaded here
+        connection.sendall(frame(FINISH))
+    except OSError:
         pass
+    connection.close()
     return None
 
 
