@@ -148,7 +148,7 @@ async def test_a_killed_neighbour_costs_nobody_else_anything(fleet: Fleet, kille
     assert len(failed) == 1
     others = [number for number in range(7) if f"d{number}" not in failed]
     assert exact(fleet, others)
-    assert all(not fleet.staged(number) for number in others)
+    await until_async(lambda: not any(fleet.staged(number) for number in others), what="no stage left")
     await until_async(lambda: all(fleet.is_clean(number) for number in range(7)), what="no process left")
     good(await fleet.sync("on"))
     assert exact(fleet, range(7))
