@@ -55,17 +55,10 @@ def take_lock(environ: Environ) -> int | None:
 
 def is_one_starting(environ: Environ) -> bool:
     """Say whether somebody has the agent's lock: where nobody listens as well, an agent begins or ends just now."""
-    try:
-        descriptor = os.open(wire.place_of(environ)[1] + b".lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    from chisel.node import registry  # not needed to start one, which follows every command without an agent
+
+    directory, path = wire.place_of(environ)
+    return wire.is_ours(directory) and registry.is_locked(os.fsdecode(path) + ".lock")
 
 
 def _spawn(descriptor: int, environ: Environ) -> None:

@@ -223,7 +223,7 @@ def connect(environ: dict[bytes, bytes]) -> _socket.socket | None:
     return connection
 
 
-def reach(environ: dict[bytes, bytes], wanted: list[bytes] | None = None) -> _socket.socket | None:
+def reach(environ: dict[bytes, bytes], wanted: list[bytes]) -> _socket.socket | None:
     """Return a connection to an agent that has said hello in time; one that says something else than `wanted` is none.
 
     That one is asked to finish.
@@ -235,7 +235,7 @@ def reach(environ: dict[bytes, bytes], wanted: list[bytes] | None = None) -> _so
     if found is None:
         return None
     connection, hello = found
-    if wanted is None or hello == wanted:
+    if hello == wanted:
         return connection
     try:  # noqa: SIM105 - `contextlib` is not loaded here
         connection.sendall(frame(FINISH))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import posix
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -16,7 +17,7 @@ from chisel.cli.session import Session
 if TYPE_CHECKING:
     from _socket import socket
 
-_ANSWER_S = 10.0
+_ANSWER_S, _BEGIN_S = 10.0, 12.0
 _LOOK_S = 0.05
 _LOG_HINT = "chisel agent log"
 
@@ -143,9 +144,10 @@ async def _reach() -> socket | None:
     from chisel.agent import start, wire
     from chisel.errors import StateError
 
+    ask = partial(wire.greeted, posix.environ, _ANSWER_S)
     try:
-        with anyio.fail_after(_ANSWER_S):
-            while (found := await anyio.to_thread.run_sync(wire.greeted, posix.environ, _ANSWER_S)) is None:
+        with anyio.fail_after(_BEGIN_S):
+            while (found := await anyio.to_thread.run_sync(ask, abandon_on_cancel=True)) is None:
                 if not start.is_one_starting(posix.environ):
                     return None
                 await anyio.sleep(_LOOK_S)
@@ -154,6 +156,6 @@ async def _reach() -> socket | None:
         hint = f"commands go on without it; to end it: kill -9 {error.pid}" if error.pid else _LOG_HINT
         raise StateError(f"the agent has not answered for {_ANSWER_S:.0f} s", hint=hint) from error
     except TimeoutError as error:
-        raise StateError(f"an agent has begun and does not listen after {_ANSWER_S:.0f} s", hint=_LOG_HINT) from error
+        raise StateError(f"an agent has begun and does not listen after {_BEGIN_S:.0f} s", hint=_LOG_HINT) from error
     except (OSError, ValueError) as error:
         raise StateError(f"the agent's socket cannot be used: {error}", hint=_LOG_HINT) from error

@@ -112,7 +112,7 @@ def exists(directory: str, name: str) -> bool:
 
 def is_alive(directory: str) -> bool:
     """Say whether a run's supervisor lives; what one left that was killed is ended."""
-    if _is_locked(os.path.join(directory, "lock")):
+    if is_locked(os.path.join(directory, "lock")):
         return True
     if _read(os.path.join(directory, "exit.json")) is None:
         group = cgroup.find(os.path.basename(directory))
@@ -180,7 +180,8 @@ def _read(path: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _is_locked(path: str) -> bool:
+def is_locked(path: str) -> bool:
+    """Say whether somebody holds the lock of a file; False where there is none."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

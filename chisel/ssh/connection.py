@@ -145,13 +145,13 @@ class Connection:
 
     async def _link_with_room(self) -> Link:
         """Return a link with room for a session, opening another where all are full."""
-        link = next((one for one in self._links if one.has_room), None)
-        if link is None:
+        if (link := self._with_room()) is None:
             async with self._opening:
-                link = next((one for one in self._links if one.has_room), None)
-                if link is None:
-                    link = await self._another()
+                link = self._with_room() or await self._another()
         return link
+
+    def _with_room(self) -> Link | None:
+        return next((link for link in self._links if link.has_room), None)
 
     async def _another(self) -> Link:
         """Open a further link; a droplet that answers on the first and fails in this is busy, and is asked again.
@@ -169,7 +169,7 @@ class Connection:
                 if is_final or time.monotonic() > until or not await self._answers():
                     raise
                 await anyio.sleep(_AGAIN_S * random.uniform(0.5, 1.0))
-                if (free := next((one for one in self._links if one.has_room), None)) is not None:
+                if (free := self._with_room()) is not None:
                     return free
             else:
                 self._links = [self._links[0], *(one for one in self._links[1:] if not one.is_lost), link]

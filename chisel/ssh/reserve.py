@@ -133,5 +133,5 @@ class Reserve:
 
 def _let_go(spare: _Spare) -> None:
     if spare.found is not None:
-        spare.found[0].sessions -= 1
+        spare.found[0].leave()
         spare.found = None
