@@ -230,6 +230,11 @@ def test_one_that_never_answers_is_not_called_none(fresh: WarmUser) -> None:
     pid = fresh.pid
     os.kill(pid, signal.SIGSTOP)
     try:
+        with fresh.start("agent", "stop") as stopping:
+            with pytest.raises(subprocess.TimeoutExpired):
+                stopping.wait(2)
+            stopping.send_signal(signal.SIGINT)
+            assert stopping.wait(5) == 130, "Ctrl-C need not wait"
         ended = fresh.chisel("agent", "stop")
     finally:
         os.kill(pid, signal.SIGCONT)
