@@ -47,6 +47,17 @@ def row_of(item: Item, look: Look | None) -> Row:
 
 
 Rows = dict[str, Row]
+ByFolder = dict[str, list[tuple[str, str, Row]]]
+"""By directory the name, path and row of what is in it, a directory before those in it."""
+
+
+def by_folder(rows: Rows) -> ByFolder:
+    """Return rows by directory."""
+    found: ByFolder = {}
+    for path in sorted(rows):
+        above, _, name = path.rpartition("/")
+        found.setdefault(above, []).append((name, path, rows[path]))
+    return found
 
 
 @dataclass(slots=True)
@@ -68,6 +79,7 @@ class Manifest:
     facts: Facts = field(default_factory=Facts)
     rows: Rows = field(default_factory=dict)
     hashing: tree.TreeHash = field(default_factory=tree.TreeHash)
+    _by_folder: ByFolder | None = None
     _machine: str = ""
     _stamp: tuple[int, ...] = ()
     _journal_at: int = 0
@@ -84,10 +96,12 @@ class Manifest:
         stamp = self._stamp_now()
         entries = []
         if stamp != self._stamp or not stamp:
-            self.facts, self.rows, self._machine, self._journal_at = Facts(), {}, "", 0
+            self.facts, self.rows, self._by_folder, self._machine, self._journal_at = Facts(), {}, None, "", 0
             self._stamp = stamp
             entries = [kept.read(self._snapshot)]
         more, self._journal_at = kept.journal(self._journal, self._journal_at)
+        if more:
+            self._by_folder = None
         for entry in entries + more:
             try:
                 self._machine = self._replay(entry) or self._machine
@@ -95,6 +109,12 @@ class Manifest:
                 continue
         if self._machine != _here():
             self.facts.token = ""
+
+    def by_folder(self) -> ByFolder:
+        """Return the rows in the order in which they are looked at; it is worked out once."""
+        if self._by_folder is None:
+            self._by_folder = by_folder(self.rows)
+        return self._by_folder
 
     def _stamp_now(self) -> tuple[int, ...]:
         """Return what changes when the snapshot is replaced, and with it the journal emptied."""
@@ -113,7 +133,7 @@ class Manifest:
         for path in removed:
             self.rows.pop(path, None)
         self.rows.update(changed)
-        self.facts = facts
+        self.facts, self._by_folder = facts, None
         if len(changed) + len(removed) > _MOST_CHANGES:
             self._save()
             return
@@ -193,52 +213,46 @@ class Survey(NamedTuple):
     drift: list[str]
 
 
-def look_around(directories: Directories, rows: Rows, *, is_thorough: bool = False) -> Survey:
+def look_around(directories: Directories, known: ByFolder, *, is_thorough: bool = False) -> Survey:
     """Find what differs from a manifest; content is read only where `stat` differs, or everywhere when thorough.
 
     It goes into each directory by its handle, where `lstat` of a bare name takes a third less than by handle and name,
     and ends in `/`: for a process with one thread.
     """
     try:
-        return _look_around(directories, rows, is_thorough)
+        return _look_around(directories, known, is_thorough)
     finally:
         os.chdir("/")
 
 
-def _look_around(directories: Directories, rows: Rows, is_thorough: bool) -> Survey:
+def _look_around(directories: Directories, known: ByFolder, is_thorough: bool) -> Survey:
     now = time.time_ns()
     changed: dict[str, Row | None] = {}
     differs: list[str] = []
-    lstat, parent, is_there = os.lstat, "/", False
-    for path in sorted(rows):
-        row = rows[path]
-        above, _, name = path.rpartition("/")
-        if above != parent:
-            parent, is_there = above, _enter(directories, above)
-        try:
-            status = lstat(name) if is_there else None
-        except OSError:
-            status = None
-        if status is not None:
-            if row[0] == DIRECTORY:
-                if status.st_mode == stat.S_IFDIR | row[1] | status.st_mode & _SPECIAL:
+    drift: list[str] = []
+    lstat = os.lstat
+    for folder, members in known.items():
+        is_there = _enter(directories, folder)
+        for name, path, row in members:
+            try:
+                status = lstat(name) if is_there else None
+            except OSError:
+                status = None
+            if status is not None:
+                look = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
+                if row[5] == look and not is_thorough:
                     continue
-            elif not is_thorough and row[5] == (
-                status.st_size,
-                status.st_mtime_ns,
-                status.st_ctime_ns,
-                status.st_ino,
-                status.st_mode,
-            ):
-                continue
-        found = _present(directories, path, status, now)
-        is_same = found is not None and found[:3] == row[:3]
-        if not is_same:
-            differs.append(path)
-        if not is_same or found != row:
-            changed[path] = found
-    drift = [path for path in differs if rows[path].look is not None or rows[path].kind == DIRECTORY]
-    return Survey(changed, differs, drift)
+                if row[0] == DIRECTORY and status.st_mode == stat.S_IFDIR | row[1] | status.st_mode & _SPECIAL:
+                    continue
+            found = _present(directories, path, status, now)
+            is_same = found is not None and found[:3] == row[:3]
+            if not is_same or found != row:
+                changed[path] = found
+            if not is_same:
+                differs.append(path)
+                if row.look is not None or row.kind == DIRECTORY:
+                    drift.append(path)
+    return Survey(changed, sorted(differs), sorted(drift))
 
 
 def _enter(directories: Directories, path: str) -> bool:

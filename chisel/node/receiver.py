@@ -48,6 +48,7 @@ def prepare() -> Manifest | None:
         return None
     manifest = Manifest.load(directory)
     manifest.hashing.of_rows(manifest.rows)
+    manifest.by_folder()
     return manifest
 
 
@@ -136,7 +137,7 @@ class Sync:
 
     def _serve(self) -> str | None:
         facts, is_thorough = self._manifest.facts, bool(self._request.get("checksum"))
-        self._survey = look_around(self._directories, self._manifest.rows, is_thorough=is_thorough)
+        self._survey = look_around(self._directories, self._manifest.by_folder(), is_thorough=is_thorough)
         if self._request.get("waits"):
             if facts.token and not self._survey.differs:
                 self._tell_seen()

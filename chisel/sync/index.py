@@ -12,18 +12,10 @@ from typing import Any
 from chisel.node import kept
 from chisel.node.offer import RACY_NS
 from chisel.node.tree import Item, TreeHash
-from chisel.sync.relisting import Lister
+from chisel.sync.relisting import Lister, Look
 
 _VERSION = 4
 _MOST_SUMS = 64 << 20
-
-Look = tuple[int, int, int, int, int]
-"""Size, modification and change time in ns, inode, mode: what tells that a file was touched."""
-
-
-def look_of(status: os.stat_result) -> Look:
-    """Return a file's look."""
-    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
 
 
 def is_settled(status: os.stat_result, read_at_ns: int) -> bool:

@@ -100,10 +100,15 @@ def make_plan(here: Here, present: Present) -> Plan:
     moved = _moved(there, moves, origins)
     final = {**protected, **wanted}
     gone = moved.keys() - final.keys()
-    changed = sorted(item for path, item in wanted.items() if not _is_there(item, moved.get(path)))
+    changed = sorted(
+        item
+        for path, item in wanted.items()
+        # The very same object is the rule by far, and takes a fifth of the time.
+        if ((old := moved.get(path)) is not item or not item[3]) and not _is_there(item, old)
+    )
     modes = [item for item in changed if _has_content(item, moved.get(item.path))]
     files = [item for item in changed if item.kind == FILE and not _has_content(item, moved.get(item.path))]
-    held = _held(there, present.keeps) if files else {}
+    held = _held({item.digest for item in files}, there, present.keeps) if files else {}
     sorted_files = _sorted_by_way(files, held, present.staged)
     patches = {
         item.path: (origins.get(item.path, item.path), old)
@@ -144,9 +149,13 @@ def _protected(
     return found
 
 
-def _held(there: Mapping[str, Item], keeps: Collection[str]) -> dict[str, str]:
-    """Return where contents are on the droplet, by digest."""
-    return {item[3]: path for path, item in there.items() if item[1] == FILE and item[3] and path not in keeps}
+def _held(needed: Collection[str], there: Mapping[str, Item], keeps: Collection[str]) -> dict[str, str]:
+    """Return where contents that are needed are on the droplet, by digest."""
+    return {
+        item[3]: path
+        for path, item in there.items()
+        if item[3] in needed and item[3] and item[1] == FILE and path not in keeps
+    }
 
 
 def _is_unread(path: str, wanted: Mapping[str, Item], unread: Collection[str]) -> bool:

@@ -12,7 +12,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,9 +35,11 @@ _RULE_FILES = frozenset({GIT, GIT_IGNORE, CHISEL_IGNORE})
 _MOUNTS = "/proc/self/mountinfo"
 _TYPES = {DIRECTORY: stat.S_IFDIR, FILE: stat.S_IFREG, LINK: stat.S_IFLNK}
 _OPEN_ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_NOTHING: Mapping[str, str] = {}
+
 
 Stamp = tuple[int, ...]
+Look = tuple[int, int, int, int, int]
+"""Size, modification and change time in ns, inode, mode: what tells that a file was touched."""
 
 
 class Lister:
@@ -82,7 +84,10 @@ class _Kept:
         self._root = rules.root
         self._rules: Rules | None = None
         self._entries = dict(listing.entries)
-        self._looks = {path: _look_of(entry.status) for path, entry in listing.entries.items()}
+        self._looks = {
+            path: look_of(entry.status) for path, entry in listing.entries.items() if entry.kind == DIRECTORY
+        }
+        """How directories looked that are sent."""
         self._members = _members_of(listing.entries.values())
         self._differs = set[str]()
         self._left_out = {one.path: one for one in listing.left_out}
@@ -131,7 +136,7 @@ class _Kept:
         """
         # Taken before anything is looked at: to decide about what came may take longer than a tick of the clock.
         began_ns, prefix = time.time_ns(), f"{self._root.rstrip('/')}/"
-        fresh, looks, entries, stat_at = list[Entry](), self._looks, self._entries, os.stat
+        fresh, looks, entries, lstat = list[Entry](), self._looks, self._entries, os.lstat
         for folder, stamp in list(self._folders.items()):
             if folder not in self._folders:
                 continue  # it went with the one above
@@ -142,18 +147,20 @@ class _Kept:
                     if not self._look_again(folder, began_ns):
                         return None
                     self._folders[folder] = stamp_of(status, began_ns)
-                if folder and looks[folder] != (look := _look_of(status)):
+                if folder and looks[folder] != (look := look_of(status)):
                     looks[folder] = look
                     fresh.append(Entry(folder, DIRECTORY, status))
-                for name, path in self._members.get(folder, _NOTHING).items():
-                    status = stat_at(name, dir_fd=handle, follow_symlinks=False)
+                members = self._members.get(folder, {})
+                for name, known in members.items():
+                    status = lstat(name, dir_fd=handle)
                     look = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
-                    if look == looks.get(path):
+                    if look == known:
                         continue
+                    path = f"{folder}/{name}" if folder else name
                     kind = entries[path].kind
                     if stat.S_IFMT(status.st_mode) != _TYPES[kind]:
                         return None
-                    looks[path] = look
+                    members[name] = look
                     fresh.append(Entry(path, kind, status))
             finally:
                 os.close(handle)
@@ -228,7 +235,11 @@ class _Kept:
 
     def _come(self, entry: Entry) -> None:
         self._entries[entry.path] = entry
-        self._looks[entry.path] = _look_of(entry.status)
+        if entry.kind == DIRECTORY:
+            self._looks[entry.path] = look_of(entry.status)
+        else:
+            folder, _, name = entry.path.rpartition("/")
+            self._members.setdefault(folder, {})[name] = look_of(entry.status)
         self._differs.add(entry.path)
 
     def _take_in(self, path: str) -> bool:
@@ -244,22 +255,21 @@ class _Kept:
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
             return False
         self._come(Entry(path, FILE if stat.S_ISREG(status.st_mode) else LINK, status))
-        folder, _, name = path.rpartition("/")
-        self._members.setdefault(folder, {})[name] = path
         return True
 
 
-def _members_of(entries: Iterable[Entry]) -> dict[str, dict[str, str]]:
-    """Return by directory the names and paths of what is no directory in it."""
-    members: dict[str, dict[str, str]] = {}
-    for path, kind, _ in entries:
+def _members_of(entries: Iterable[Entry]) -> dict[str, dict[str, Look]]:
+    """Return by directory the names of what is no directory in it, and how each looked."""
+    members: dict[str, dict[str, Look]] = {}
+    for path, kind, status in entries:
         if kind != DIRECTORY:
             folder, _, name = path.rpartition("/")
-            members.setdefault(folder, {})[name] = path
+            members.setdefault(folder, {})[name] = look_of(status)
     return members
 
 
-def _look_of(status: os.stat_result) -> tuple[int, ...]:
+def look_of(status: os.stat_result) -> Look:
+    """Return a file's look."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode
 
 

@@ -24,9 +24,10 @@ from chisel.node import tree
 from chisel.node.tree import DIRECTORY, FILE, LINK, Item
 from chisel.sync import blocks
 from chisel.sync.ignore import Surroundings
-from chisel.sync.index import Index, Look, index_file_for, is_settled, look_of
+from chisel.sync.index import Index, index_file_for, is_settled
 from chisel.sync.listing import Entry, Listing, too_much
 from chisel.sync.pulled import Pulled, name_of, pulled_paths
+from chisel.sync.relisting import Look, look_of
 
 __all__ = ["Index", "LocalTree", "index_file_for", "scan", "scan_tree"]
 
