@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import errno
 import os
@@ -12,9 +11,9 @@ from collections.abc import Iterable
 
 from . import stdio, tree
 from .exchange import exchanged
-from .manifest import Rows, look_of, row_of
+from .manifest import Look, Rows, look_of, row_of
 from .stage import Orders, Stage
-from .tree import DIRECTORY, FILE, Directories, Item
+from .tree import DIRECTORY, FILE, Directories, Item, at_and_below
 
 _OWNER_CAN = 0o700
 _LARGE_BYTES = 1 << 20
@@ -44,13 +43,6 @@ def applied(rows: Rows, orders: Orders) -> Rows:
     return found
 
 
-def at_and_below(keys: list[str], path: str) -> list[str]:
-    """Return what sorted paths have at a path and below it."""
-    at = bisect.bisect_left(keys, path)
-    first, last = bisect.bisect_left(keys, f"{path}/", at), bisect.bisect_left(keys, f"{path}0", at)
-    return [*keys[at : at + (at < len(keys) and keys[at] == path)], *keys[first:last]]
-
-
 class Switch:
     """One change of a working copy: what takes long comes before the burst. Raises OSError.
 
@@ -66,6 +58,8 @@ class Switch:
         self._puts: list[tuple[str, str, bool]] = []
         self._folders: dict[str, bool] = {}
         self._opened: dict[str, int] = {}
+        self._kept_looks: dict[str, Look | None] = {}
+        """How what went with its directory looks: a file's times do not change by that."""
         self._moved = applied(before, Orders(moves=orders.moves)) if orders.moves else before
         self._keys_before = sorted(before)
         self._keys_after = sorted(after)
@@ -113,8 +107,12 @@ class Switch:
     def seen(self) -> Rows:
         """Return the touched rows with how they look now."""
         found: Rows = {}
+        written = {*self._orders.puts, *self._orders.links, *self._orders.modes}
         for path, row in self._after.items():
-            if row.look is None or self._before.get(path) is not row:
+            look = self._kept_looks.get(path)
+            if look is not None and path not in written:
+                found[path] = row._replace(look=look)
+            elif row.look is None or self._before.get(path) is not row:
                 status = self._directories.look(path)
                 # A file that somebody changed since the switch has another size or time: its look is not relied on.
                 is_ours = status is not None and (
@@ -158,6 +156,9 @@ class Switch:
         """Move what the manifest has there; what the droplet made itself in an old directory stays in it."""
         moved = at_and_below(self._keys_before, old)
         folders = sorted(path for path in moved if self._before[path].kind == DIRECTORY)
+        if folders and self._holds_only(folders, moved) and self._move_whole(old, new):
+            self._kept_looks.update((tree.relocated(path, old, new) or new, self._before[path].look) for path in moved)
+            return
         for path in folders:
             self._make_directory(tree.relocated(path, old, new) or new)
         for path in moved:
@@ -169,11 +170,43 @@ class Switch:
             self._opened.setdefault(tree.relocated(path, old, new) or new, self._before[path].mode)
         self._delete(reversed(folders))
 
+    def _holds_only(self, folders: list[str], moved: list[str]) -> bool:
+        """Say whether directories hold what the manifest has there and nothing else."""
+        names: dict[str, set[str]] = {path: set() for path in folders}
+        for path in moved[1:]:
+            folder, _, name = path.rpartition("/")
+            if folder not in names:
+                return False
+            names[folder].add(name)
+        try:
+            return all(set(os.listdir(self._directories.get(path))) == names[path] for path in folders)
+        except OSError:
+            return False
+
+    def _move_whole(self, old: str, new: str) -> bool:
+        """Rename a directory with all that is in it; False, with nothing changed, where that cannot be."""
+        self._directories.forget(old)
+        if self._directories.look(new) is not None:
+            return False
+        source, name = self._writable(old)
+        source = os.dup(source)
+        try:
+            target, other = self._writable(new)
+            os.rename(name, other, src_dir_fd=source, dst_dir_fd=target)
+        except OSError:
+            return False
+        finally:
+            os.close(source)
+        return True
+
     def _delete(self, paths: Iterable[str]) -> None:
         for path in paths:
             if path in self._orders.releases:
                 continue
             self._directories.forget(path)
+            row = self._moved.get(path)
+            if row is not None and row.kind != DIRECTORY and row.size < _LARGE_BYTES and self._unlink(path):
+                continue
             status = self._directories.look(path)
             if status is None:
                 continue
@@ -186,6 +219,16 @@ class Switch:
                 if status.st_size < _LARGE_BYTES or not self._put_away(parent, name):
                     os.unlink(name, dir_fd=parent)
                 self.deleted += 1
+
+    def _unlink(self, path: str) -> bool:
+        """Remove what is no directory; False where that does not go without a closer look."""
+        try:
+            parent, name = self._writable(path, create=False)
+            os.unlink(name, dir_fd=parent)
+        except OSError:
+            return False
+        self.deleted += 1
+        return True
 
     def _put_away(self, parent: int, name: str) -> bool:
         """Have a large file go with the stage, after the burst; False where it cannot be moved there."""
@@ -248,9 +291,9 @@ class Switch:
         except FileNotFoundError:
             return False
 
-    def _writable(self, path: str) -> tuple[int, str]:
+    def _writable(self, path: str, *, create: bool = True) -> tuple[int, str]:
         """Return the directory that holds a path, made where it is missing, and writable until the burst is over."""
-        parent, name = self._directories.of(path, create=True)
+        parent, name = self._directories.of(path, create=create)
         if os.geteuid() != 0:
             above = path.rpartition("/")[0]
             if above and above not in self._opened:

@@ -6,6 +6,7 @@ are no UTF-8 as surrogate escapes. Nothing here follows a symbolic link. Standar
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import hashlib
@@ -127,6 +128,13 @@ class TreeHash:
         return _hash_of(list(lines.values()))
 
 
+def at_and_below(keys: list[str], path: str) -> list[str]:
+    """Return what sorted paths have at a path and below it."""
+    at = bisect.bisect_left(keys, path)
+    first, last = bisect.bisect_left(keys, f"{path}/", at), bisect.bisect_left(keys, f"{path}0", at)
+    return [*keys[at : at + (at < len(keys) and keys[at] == path)], *keys[first:last]]
+
+
 def relocated(path: str, old: str, new: str) -> str | None:
     """Return where a path is after `old`, a file or a directory, was moved to `new`; None when it is not below it."""
     if path == old:
@@ -166,6 +174,7 @@ class Directories:
         self._root = root_fd
         self._names: list[str] = []
         self._handles: list[int] = []
+        self._reached: str | None = None
 
     def get(self, path: str, *, create: bool = False) -> int:
         """Return the handle of a directory (`""` is the root), valid until the next call.
@@ -173,6 +182,9 @@ class Directories:
         With `create`, missing directories are made. Raises OSError: NotADirectoryError or ELOOP where a component is
         something else, a symbolic link included.
         """
+        if path == self._reached:
+            return self._handles[-1]
+        self._reached = None
         names = path.split("/") if path else []
         common = 0
         while common < min(len(names), len(self._names)) and names[common] == self._names[common]:
@@ -185,6 +197,7 @@ class Directories:
                     os.mkdir(name, dir_fd=above)
             self._handles.append(os.open(name, _OPEN_DIRECTORY, dir_fd=above))
             self._names.append(name)
+        self._reached = path or None
         return self._handles[-1] if self._handles else self._root
 
     def of(self, path: str, *, create: bool = False) -> tuple[int, str]:
@@ -213,6 +226,7 @@ class Directories:
         self._keep(0)
 
     def _keep(self, count: int) -> None:
+        self._reached = None
         while len(self._handles) > count:
             self._names.pop()
             os.close(self._handles.pop())
@@ -243,14 +257,15 @@ def hash_handle(handle: int) -> tuple[str, os.stat_result] | None:
     """Return the sha256 of an open file and its state; None when it changed while it was read."""
     before = os.fstat(handle)
     content = hashlib.sha256()
-    length = 0
-    for data in read_chunks(handle, before.st_size + 1):
+    left = before.st_size
+    while left > 0:
+        data = os.read(handle, min(CHUNK, left))
+        if not data:
+            return None
         content.update(data)
-        length += len(data)
-    after = os.fstat(handle)
-    if length != before.st_size or not same_file_state(before, after):
-        return None
-    return content.hexdigest(), after
+        left -= len(data)
+    after = os.fstat(handle)  # one that grew has another size
+    return (content.hexdigest(), after) if same_file_state(before, after) else None
 
 
 def hash_file(directories: Directories, path: str, *, tries: int = 3) -> tuple[str, os.stat_result] | None:

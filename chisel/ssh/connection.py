@@ -211,7 +211,9 @@ class Connection:
                 leaving.callback(link.unfollow)
             if spare is not None:
                 channel = await self._ask_spare(spare[1], request, window or DEFAULT_WINDOW)
-                self._reserve.fill_soon()
+                over = anyio.Event()
+                leaving.callback(over.set)
+                self._reserve.fill_soon(over)
             else:
                 if ahead is None or not was_sent:
                     ahead = ahead_of(self.host, self._program, role, request, window or DEFAULT_WINDOW)

@@ -18,9 +18,10 @@ from chisel.ssh.link import Link
 WINDOW = 256 << 10
 """The receive window, in bytes, until it is known what the session is for."""
 
-_PAUSE_S, _PAUSE_FOR_EACH_S = 0.02, 0.01
-"""What replaces a session begins so much later, and so much more for each other one that is to be replaced: the command
-that has taken it comes first, on the droplet and here, and 32 starts at a time would slow it fivefold."""
+_FIRST_S, _PAUSE_S, _PAUSE_FOR_EACH_S = 0.25, 0.02, 0.01
+"""The command that has taken a session comes first, on the droplet and here: what replaces it begins when that command
+is over, or has taken so long. What was not taken by one begins after a pause. Each other one that is to be replaced
+adds to that: 32 starts at a time would slow a command fivefold."""
 _FEW, _LONGEST_S = 3, 2.0
 """While more commands than these are under way nothing is replaced, for so long: what 32 droplets of one pool answer
 would wait behind 32 logins of processes that nobody needs yet."""
@@ -48,11 +49,12 @@ class Pace:
                 self._calmer.set()
                 self._calmer = anyio.Event()
 
-    async def wait(self) -> None:
-        """Wait until it is time to begin with one."""
+    async def wait(self, over: anyio.Event | None) -> None:
+        """Wait until it is time to begin with one; `over` is the end of the command that makes it necessary."""
         self.waiting += 1
         try:
-            await anyio.sleep(_PAUSE_S)
+            with anyio.move_on_after(_PAUSE_S if over is None else _FIRST_S):
+                await (over or anyio.Event()).wait()
             with anyio.move_on_after(_LONGEST_S):
                 while self._used > _FEW:
                     await self._calmer.wait()
@@ -85,14 +87,14 @@ class Reserve:
         """Say whether all that is wanted is there, on its way, or will be when it is time."""
         return self._will_be_filled or all(len(spares) >= self._wanted[role] for role, spares in self._spares.items())
 
-    def fill_soon(self) -> None:
-        """Have what was taken replaced, once the command that took it has begun: it comes first."""
+    def fill_soon(self, over: anyio.Event | None = None) -> None:
+        """Have what is missing started, after the command that took it: `over` is that command's end."""
         if self._tasks is not None and not self.is_full:
             self._will_be_filled = True
-            self._tasks.start_soon(self._fill_later)
+            self._tasks.start_soon(self._fill_later, over)
 
-    async def _fill_later(self) -> None:
-        await self._pace.wait()
+    async def _fill_later(self, over: anyio.Event | None) -> None:
+        await self._pace.wait(over)
         self._will_be_filled = False
         self.fill()
 

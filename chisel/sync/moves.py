@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from chisel.node.tree import DIRECTORY, FILE, Item, relocated
 
@@ -19,7 +19,8 @@ def find_moves(wanted: Mapping[str, Item], there: Mapping[str, Item], stays: Con
     moved directory has that is not wanted, or is wanted with another content, is for the rest of the plan.
     """
     gone: dict[str, list[str]] = {}
-    for path in sorted(there.keys() - wanted.keys()):
+    missing = sorted(there.keys() - wanted.keys())
+    for path in missing:
         item = there[path]
         if item.kind == FILE and item.size and item.digest and path not in stays:
             gone.setdefault(item.digest, []).append(path)
@@ -35,7 +36,7 @@ def find_moves(wanted: Mapping[str, Item], there: Mapping[str, Item], stays: Con
             if not candidates:
                 del gone[item.digest]
             pairs.append((best, path))
-    folders = _folders(pairs, wanted, there, stays)
+    folders = _folders(pairs, missing, wanted, there, stays)
     single = [
         (old, new)
         for old, new in pairs
@@ -56,18 +57,27 @@ def _common_end(one: str, other: str) -> int:
 
 
 def _folders(
-    pairs: list[Move], wanted: Mapping[str, Item], there: Mapping[str, Item], stays: Container[str]
+    pairs: list[Move],
+    missing: Iterable[str],
+    wanted: Mapping[str, Item],
+    there: Mapping[str, Item],
+    stays: Container[str],
 ) -> list[Move]:
-    """Return directories that were renamed: most of what they had is where it would be then."""
+    """Return directories that were renamed: most of what they had is where it would be then.
+
+    What is below a directory that is not wanted is among the `missing`.
+    """
     votes: Counter[Move] = Counter()
     for old, new in pairs:
         common = _common_end(old, new)
         above, below = "/".join(old.split("/")[:-common]), "/".join(new.split("/")[:-common])
         if common and above and below:
             votes[above, below] += 1
+    if not votes:
+        return []
     kept_above = {above for path in there if path in stays for above in _above(path)}
     chosen: list[Move] = []
-    sizes = _sizes(there) if votes else Counter()
+    sizes = Counter(above for path in missing if there[path].kind == FILE for above in _above(path))
     for (old, new), count in sorted(votes.items(), key=lambda one: (-one[1], one[0])):
         if (
             old in wanted
@@ -81,16 +91,6 @@ def _folders(
         if 2 * count >= sizes[old]:
             chosen.append((old, new))
     return chosen
-
-
-def _sizes(there: Mapping[str, Item]) -> Counter[str]:
-    """Count the files below each directory."""
-    found: Counter[str] = Counter()
-    for path, item in there.items():
-        if item.kind == FILE:
-            for above in _above(path):
-                found[above] += 1
-    return found
 
 
 def _above(path: str) -> Iterator[str]:

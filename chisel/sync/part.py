@@ -430,7 +430,7 @@ class Part:
             total_files=total_files,
             sent_files=len(plan.puts) + len(plan.twins) + len(plan.staged) + len(plan.copies),
             deleted_files=len(plan.deletes),
-            moved_files=_count_moved(plan),
+            moved_files=plan.moved_files,
             seconds=time.monotonic() - self._began_at,
             repaired=plan.repaired,
             kept=self._kept,
@@ -450,16 +450,6 @@ class _Patchable:
 
     def __contains__(self, digest: object) -> bool:
         return isinstance(digest, str) and bool(digest) and self._index.sums_of(digest) is not None
-
-
-def _count_moved(plan: Plan) -> int:
-    if not plan.moves:
-        return 0
-    return sum(
-        1
-        for path, item in plan.before.items()
-        if item.kind != tree.DIRECTORY and any(path == new or path.startswith(f"{new}/") for _, new in plan.moves)
-    )
 
 
 def _said(facts: Mapping[str, Any]) -> tuple[str, ...]:

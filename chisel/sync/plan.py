@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from chisel.node.tree import DIRECTORY, FILE, LINK, Item, relocated
+from chisel.node.tree import DIRECTORY, FILE, LINK, Item, at_and_below, relocated
 from chisel.sync.moves import find_moves
 
 
@@ -45,8 +45,8 @@ class Plan:
 
     `puts` are sent (`patches` names the source of those that go as changed blocks), `copies` taken from another path
     there, `staged` from what came before, `twins` have the content of a put that comes earlier. `before` is what the
-    droplet has once everything is moved, `final` the tree as it becomes. `repaired` is what somebody changed there and
-    is put right, `reasons` say for each path what is done.
+    droplet has once everything is moved, `final` the tree as it becomes, `moved_files` counts all that is moved but
+    directories. `repaired` is what somebody changed there and is put right, `reasons` say for each path what is done.
     """
 
     moves: tuple[tuple[str, str], ...] = ()
@@ -63,6 +63,7 @@ class Plan:
     patches: Mapping[str, tuple[str, Item]] = field(default_factory=dict)
     before: Mapping[str, Item] = field(default_factory=dict)
     final: Mapping[str, Item] = field(default_factory=dict)
+    moved_files: int = 0
     repaired: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
 
@@ -130,6 +131,7 @@ def make_plan(here: Here, present: Present) -> Plan:
         patches=patches,
         before=moved,
         final=final,
+        moved_files=sum(moved[path].kind != DIRECTORY for path in origins),
         repaired=tuple(sorted(path for path in present.drift if path in wanted and path not in present.keeps)),
     )
     return replace(plan, reasons=_reasons(plan, moved))
@@ -174,16 +176,10 @@ def _has_content(item: Item, there: Item | None) -> bool:
 
 def _moved(there: Mapping[str, Item], moves: Sequence[tuple[str, str]], origins: dict[str, str]) -> dict[str, Item]:
     """Return a manifest after moves, and note where each moved path was."""
-    if not moves:
-        return dict(there)
     found = dict(there)
-    folders = [(old, new) for old, new in moves if there[old].kind == DIRECTORY]
+    paths = sorted(there) if any(there[old].kind == DIRECTORY for old, _ in moves) else []
     for old, new in moves:
-        if (old, new) not in folders:
-            found[new] = found.pop(old)._replace(path=new)
-            origins[new] = old
-    for path in list(there) if folders else ():
-        for old, new in folders:
+        for path in at_and_below(paths, old) if there[old].kind == DIRECTORY else (old,):
             other = relocated(path, old, new)
             if other is not None and path in found:
                 found[other] = found.pop(path)._replace(path=other)

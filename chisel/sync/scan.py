@@ -137,6 +137,7 @@ class _Look:
         self._index = index
         self._known = {} if is_thorough else index.files
         self._pulled = pulled_paths(index.file.parent, root)
+        self._gone: dict[Look, str] = {}
         self._restless: set[str] = set()
         self.items: dict[str, Item] = {}
         self.skipped: list[str] = []
@@ -155,6 +156,7 @@ class _Look:
             return False
         self.looked_at, self.is_whole, self.items = differs | last.restless, False, dict(last.items)
         entries = self._listing.entries
+        self._note_gone(path for path in self.looked_at if path not in entries)
         for path in self.looked_at:
             self.items.pop(path, None)
         self._look_at(entries[path] for path in self.looked_at if path in entries)
@@ -166,7 +168,13 @@ class _Look:
 
     def at_all(self) -> None:
         """Look at everything that is listed."""
+        self._note_gone(self._known.keys() - self._listing.entries.keys())
         self._look_at(self._listing.entries.values())
+
+    def _note_gone(self, paths: Iterable[str]) -> None:
+        """Note what is known of files that are gone: one that went with its directory is the same under a new path."""
+        known = self._known
+        self._gone = {known[path][0]: known[path][1] for path in paths if path in known}
 
     def at_left_out(self) -> None:
         """Say what is not sent although no rule leaves it out."""
@@ -242,10 +250,14 @@ class _Look:
         if status.st_nlink > 1:
             self.links += 1
             self._restless.add(path)
-        known = self._known.get(path)
-        if known is not None and known[0] == look_of(status):
+        known, look = self._known.get(path), look_of(status)
+        moved = self._gone.get(look) if self._gone else None
+        if known is not None and known[0] == look:
             digest = known[1]
             self.files[path] = known
+        elif moved is not None:
+            digest = moved
+            self.files[path] = look, moved
         elif known is not None and status.st_size >= DEFERRED_BYTES:
             digest, self.is_deferred = "", True
             self._restless.add(path)

@@ -115,6 +115,28 @@ async def test_what_was_taken_is_replaced_when_few_commands_are_under_way(
         await holds(lambda: ready(connector, sshd) == 2)
 
 
+@pytest.mark.parametrize("first_s", [0.2, 30.0])
+async def test_the_command_that_took_a_session_comes_first(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch, first_s: float
+) -> None:
+    """What it took is replaced when it is over, or has taken so long."""
+    monkeypatch.setattr("chisel.ssh.reserve._FIRST_S", first_s)
+    gate, runs = sshd.home / "gate", sshd.home / ".chisel" / "runs"
+    async with open_connector(sshd.key, reserve={"supervise": 2}) as connector:
+        connection = await connector.connect(sshd.host)
+        await holds(lambda: ready(connector, sshd) == 2)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(output_of, connection, f"while [ ! -e {gate} ]; do sleep 0.1; done", "e")
+            await holds((runs / "e" / "run.json").exists)
+            if first_s > 1:
+                await anyio.sleep(0.5)
+                assert ready(connector, sshd) == 1
+            else:
+                await holds(lambda: ready(connector, sshd) == 2)
+            gate.touch()
+        await holds(lambda: ready(connector, sshd) == 2)
+
+
 async def test_a_connection_in_doubt_is_asked_and_a_dead_one_replaced(sshd: Sshd) -> None:
     async with open_connector(sshd.key) as connector:
         first = await connector.connect(sshd.host)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from chisel.errors import UsageError
+from chisel.node import tree
 from chisel.node.tree import FILE, LINK, Item, TreeHash, tree_hash
+from chisel.sync import blocks
 from chisel.sync.ignore import Rules, Surroundings
 from chisel.sync.index import Index
 from chisel.sync.scan import scan
@@ -146,6 +148,30 @@ def test_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
     assert scan(tmp_path / "tree", index, is_thorough=True).items["a"].digest != "f" * 64, "a thorough scan trusts none"
     write(path, "CONTENT")
     assert scan(tmp_path / "tree", index).items["a"].digest != "f" * 64
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_what_goes_with_its_directory_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    root, index = tmp_path / "tree", Index.load(tmp_path / "index")
+    for name in ("old/a", "old/sub/b", "old/sub/large"):
+        last = write(root / name, name * (1_000_000 if name.endswith("large") else 1))
+    _let_age(last)
+    before = scan(root, index)
+    assert before.tree_hash
+    (root / "old").rename(root / "new")
+    write(root / "new/c", "new")
+    read: list[int] = []
+    hashed, whole = tree.hash_handle, blocks.read_whole
+    monkeypatch.setattr(tree, "hash_handle", lambda handle: (read.append(1), hashed(handle))[1])
+    monkeypatch.setattr(blocks, "read_whole", lambda *of: (read.append(2), whole(*of))[1])
+    after = scan(root, index if keeps else Index.load(tmp_path / "index"))
+    assert read == [1], "only what is new is read"
+    monkeypatch.undo()
+    assert after.tree_hash == scan(root, tmp_path / "other").tree_hash
+    (root / "new/a").write_text("OLD/A")
+    assert scan(root, index).items["new/a"].digest != before.items["old/a"].digest
 
 
 def _let_age(path: Path) -> None:

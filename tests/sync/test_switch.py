@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chisel.node import stage, switch, tree
+from chisel.node import manifest, stage, switch, tree
 from chisel.node.manifest import Rows
 
 
@@ -87,6 +87,58 @@ def test_large_files_are_freed_after_the_burst(
     again = stage.Stage(str(tmp_path / "stage"), directories)
     assert os.listdir(again.path) == []
     again.close()
+    os.close(handle)
+
+
+@pytest.mark.parametrize("alien", [None, "old/result", "old/sub/result", "new"])
+def test_a_directory_is_renamed_whole_unless_it_holds_something_of_the_droplets_own(
+    tmp_path: Path, alien: str | None
+) -> None:
+    """Files that go with their directory keep their looks: the next sync need not read them."""
+    root = tmp_path / "root"
+    root.mkdir()
+    handle = os.open(root, os.O_RDONLY)
+    directories = tree.Directories(handle)
+    rows: Rows = {}
+    folders = [tree.pack(["dir", path, 0o755]) for path in ("old", "old/sub")]
+    rounds = [
+        [*folders, *(_put(path) for path in ("old/a", "old/d", "old/sub/b", "old/sub/c"))],
+        [
+            tree.pack(["move", "old", "new"]),
+            tree.pack(["mode", "new/sub/b", 0o600]),
+            _put("new/sub/c"),
+            tree.pack(["link", "new/d", "a"]),
+        ],
+    ]
+    inodes = {}
+    for number, records in enumerate(rounds):
+        staged_here = stage.Stage(str(tmp_path / "stage"), directories)
+        staged_here.feed(zlib.compress(b"".join(records)))
+        staged_here.end()
+        before, orders = rows, staged_here.complete()
+        after = switch.applied(rows, orders)
+        change = switch.Switch(directories, staged_here, rows, after, orders)
+        if number and alien:
+            (root / alien).write_text("the droplet's own")
+        change.prepare()
+        change.burst()
+        rows = {**after, **change.seen()}
+        inodes[number] = {path: (root / path).lstat().st_ino for path in rows if rows[path].kind == tree.DIRECTORY}
+        staged_here.remove()
+    assert set(rows) == {"new", "new/a", "new/d", "new/sub", "new/sub/b", "new/sub/c"}
+    for path, row in rows.items():
+        if row.kind != tree.DIRECTORY:
+            assert row.look == manifest.look_of((root / path).lstat()), path
+    assert (rows["new/a"].look == before["old/a"].look) == (alien is None)
+    assert (inodes[1]["new"] == inodes[0]["old"]) == (alien is None), "it was made anew all the same"
+    assert os.readlink(root / "new/d") == "a"
+    assert (root / "new/sub/b").stat().st_mode & 0o777 == 0o600
+    if alien == "new":
+        assert change.aside == ["new.chisel-kept-1"]
+    elif alien:
+        assert (root / alien).read_text() == "the droplet's own"
+    else:
+        assert not (root / "old").exists()
     os.close(handle)
 
 
