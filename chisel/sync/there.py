@@ -72,7 +72,8 @@ class Known:
             self._forget({one.tree for one in found.values()})
 
     def _keep(self, tree_hash: str, items: dict[str, Item], before: str) -> None:
-        if self.tree(tree_hash) is not None:
+        if self._is_stored(tree_hash):
+            self._trees[tree_hash] = items
             return  # it was here before: to make it depend on a later one would be a circle
         base = self.tree(before) if before else None
         depth = self._depth(before) + 1 if base is not None else 0
@@ -86,6 +87,17 @@ class Known:
         gone = list(base.keys() - items.keys())
         self._trees[tree_hash] = items
         self._store.change({tree_hash: (before, depth, changed, gone)})
+
+    def _is_stored(self, tree_hash: str) -> bool:
+        """Say whether a tree can be read, with those that it is kept as a difference from."""
+        for _ in range(2 * _DEEPEST + 1):
+            entry = self._store.values.get(tree_hash)
+            if entry is None:
+                return False
+            tree_hash = entry[0]
+            if not tree_hash:
+                return True
+        return False
 
     def _rows(self, tree_hash: str, depth: int) -> dict[str, Any] | None:
         entry = self._store.values.get(tree_hash)
