@@ -31,15 +31,21 @@ def directory_for(root: str, *, makes: bool = True) -> str:
     return directory
 
 
-def latest_directory() -> str | None:
-    """Return where what is known of the working copy that was synced last is kept, None where there is none."""
+def latest_directory(within_s: float | None = None) -> str | None:
+    """Return where what is known of the working copy that was synced last is kept, None where there is none.
+
+    With `within_s` only one counts that was synced within so many seconds.
+    """
     above, found = tree.expand_home("~/.chisel/sync"), []
     with contextlib.suppress(OSError), os.scandir(above) as entries:
         for entry in entries:
             for name in ("journal", "manifest"):
                 with contextlib.suppress(OSError):
                     found.append((os.stat(os.path.join(entry.path, name)).st_mtime_ns, entry.path))
-    return max(found)[1] if found else None
+    latest = max(found, default=None)
+    if latest is None or (within_s is not None and abs(time.time_ns() - latest[0]) > within_s * 1e9):
+        return None
+    return latest[1]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -100,12 +101,11 @@ class Manifest:
             self._stamp = stamp
             entries = [kept.read(self._snapshot)]
         more, self._journal_at = kept.journal(self._journal, self._journal_at)
-        if more:
-            self._by_folder = None
         for entry in entries + more:
             try:
                 self._machine = self._replay(entry) or self._machine
             except (TypeError, ValueError, KeyError, AttributeError):
+                self._by_folder = None
                 continue
         if self._machine != _here():
             self.facts.token = ""
@@ -115,6 +115,20 @@ class Manifest:
         if self._by_folder is None:
             self._by_folder = by_folder(self.rows)
         return self._by_folder
+
+    def _sort_in(self, paths: Collection[str]) -> None:
+        """Take over what has changed in rows."""
+        known = self._by_folder
+        if known is None or len(paths) > _MOST_CHANGES:
+            self._by_folder = None
+            return
+        for path in sorted(paths):
+            folder, _, name = path.rpartition("/")
+            members = known.setdefault(folder, [])
+            at = next((number for number, one in enumerate(members) if one[0] == name), len(members))
+            members[at : at + 1] = [(name, path, self.rows[path])] if path in self.rows else []
+            if not members:
+                del known[folder]
 
     def _stamp_now(self) -> tuple[int, ...]:
         """Return what changes when the snapshot is replaced, and with it the journal emptied."""
@@ -133,7 +147,8 @@ class Manifest:
         for path in removed:
             self.rows.pop(path, None)
         self.rows.update(changed)
-        self.facts, self._by_folder = facts, None
+        self._sort_in([*removed, *changed])
+        self.facts = facts
         if len(changed) + len(removed) > _MOST_CHANGES:
             self._save()
             return
@@ -148,11 +163,13 @@ class Manifest:
         if "intends" in entry:
             for path, row in entry["intends"].items():
                 self.rows[path] = Row(*row)._replace(look=None)
+            self._sort_in(entry["intends"])
             self.facts.tree = self.facts.token = ""
             return ""
         for path in entry["gone"]:
             self.rows.pop(path, None)
         self.rows.update(zip(entry["rows"], map(Row._make, entry["rows"].values()), strict=True))
+        self._sort_in([*entry["gone"], *entry["rows"]])
         self.facts = Facts(**entry["facts"])
         return str(entry["machine"])
 

@@ -24,4 +24,4 @@ MODULES = {
 PASSIVE = frozenset({"probe", "status", "hostkey", "results", "mend", "logs"})
 
 # These read something ahead when they are started before they are asked (`prepare` of their module).
-PREPARED = frozenset({"receive"})
+PREPARED = frozenset({"receive", "supervise"})

@@ -15,12 +15,15 @@ import select
 import signal
 import time
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import client, environment, frames, listener, locks, registry
 from .processes import Command
 from .spool import LIMIT_BYTES, Mark, Spool
 from .stdio import Channel, Refused
+
+if TYPE_CHECKING:
+    from .manifest import Manifest
 
 CHUNK = 1 << 16
 CLIENT_GONE_GRACE_S = 2.0
@@ -32,10 +35,20 @@ ORPHAN_S = 7200.0
 LINGER_S = 30.0
 _STDIN_LIMIT = 1 << 20
 _RETRY_S = 1.0
+_LATELY_S = 3600.0
 _STREAMS = ((frames.Kind.STDOUT, "stdout"), (frames.Kind.STDERR, "stderr"))
 
 
-def main(channel: Channel, request: dict[str, Any]) -> int:
+def prepare() -> Manifest | None:
+    """Read, while there is no request as yet, what is known of a working copy that was synced lately."""
+    if locks.latest_directory(_LATELY_S) is None:
+        return None
+    from . import receiver  # what a command without a sync does not need is not loaded for it
+
+    return receiver.prepare()
+
+
+def main(channel: Channel, request: dict[str, Any], ready: Manifest | None = None) -> int:
     """Run the command that the request describes; return 0 when its end was reported.
 
     A `sync` in the request is served first, over the same channel: one message brings the tree and runs the command.
@@ -46,12 +59,13 @@ def main(channel: Channel, request: dict[str, Any]) -> int:
         raise Refused("bad-request", f"`{run_id}` cannot be a run's id")
     tree_hash, git = str(request.get("tree_hash", "")), request.get("git")
     if request.get("sync"):
-        from . import receiver  # what a command without a sync does not need is not loaded for it
+        from . import receiver
 
-        synced = receiver.serve(channel, request["sync"])
+        synced = receiver.serve(channel, request["sync"], ready)
         if synced is None:
             return 0
         tree_hash, git = synced, request["sync"].get("git", git)
+    del ready
     launch = environment.read_launch(request)
     use = locks.Use(launch.cwd, run_id, str(request.get("shown") or request["line"]))
     entry = registry.Entry(run_id)

@@ -1,0 +1,44 @@
+"""A manifest that is kept in memory follows what is written beside it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from chisel.node import manifest
+from chisel.node.manifest import ByFolder, Facts, Manifest, Row, by_folder
+from chisel.node.tree import FILE
+
+PATHS = [f"{above}{name}" for above in ("", "a/", "a/b/", "c/d/") for name in ("x", "y", "z")]
+
+
+def sorted_by_name(found: ByFolder) -> ByFolder:
+    return {folder: sorted(members) for folder, members in found.items()}
+
+
+def test_the_order_to_look_in_follows_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process settles, interrupted at times, another one takes it in, from the journal or a new snapshot."""
+    monkeypatch.setattr(manifest, "_LONGEST_JOURNAL", 5000)
+    chance = random.Random(5)
+    writer, reader = Manifest(str(tmp_path)), Manifest(str(tmp_path))
+    for number in range(300):
+        writer.refresh()
+        rows = {
+            path: Row(FILE, 0o644, f"{chance.random()}", 1, number, (number,))
+            for path in chance.sample(PATHS, chance.randint(0, 3))
+        }
+        gone = [path for path in chance.sample(PATHS, 2) if path not in rows]
+        if chance.random() < 0.5:
+            writer.intend(rows)
+        if chance.random() < 0.8:
+            writer.by_folder()
+            writer.settle(rows, gone, Facts(token=f"{number}"))
+        if chance.random() < 0.7:
+            reader.refresh()
+            assert sorted_by_name(reader.by_folder()) == sorted_by_name(by_folder(reader.rows))
+            writer.refresh()
+            assert reader.rows == writer.rows
+            assert sorted_by_name(writer.by_folder()) == sorted_by_name(by_folder(writer.rows))
+    assert reader.rows
