@@ -2,8 +2,9 @@
 
 The conversation, one round trip when the client knows what is here:
 
-- The request: `root`, `owner` and `owner_name`, `base` (the token of the state that the client knows), `tree` (the hash
-  it wants), and flags. `stream` (base64) or, with `follows`, DATA frames behind it hold the changes from that base.
+- The request: `root`, `owner` and `owner_name`, `base` (the token of the state that the client knows), and flags.
+  `stream` (base64; `tree` is the hash it leads to) or, with `follows`, DATA frames behind it hold the changes from that
+  base.
 - With `waits` the request holds only `root` and the owner, and the rest comes in another REQUEST: the working copy is
   looked at while the client looks at its own tree.
 - The working copy is looked at. Where it is as the client believes, the changes are made: REPLY with `done`.

@@ -148,7 +148,7 @@ class Part:
             self._is_announced = True
             return {**who, "waits": True}
         request = {} if self._is_announced else who
-        request |= {"base": self._there.token if self._base is not None else "", "tree": job.local.tree_hash}
+        request["base"] = self._there.token if self._base is not None else ""
         flags = {
             "asks": self._asks,
             "keep": options.keeps,
