@@ -26,8 +26,9 @@ sys.path.insert(0,top)
 sys.argv=[top,role]
 os.environ["CHISEL_NODE_VERSION"]=sha
 from chisel_node.__main__ import main
-sys.exit(main([role]))
+os._exit(main([role]))
 """
+"""To take apart what is known of a tree takes 7 ms, and nothing is left to do."""
 
 START_NAME = "chisel_node_start.py"
 """What looks at processes knows the program by its name on their command lines (`chisel.node.activity`)."""
