@@ -180,8 +180,6 @@ class Part:
             except HostUnreachable:  # it may have refused the first half
                 await self._why(channel)
                 raise
-        if not self._asks:
-            self._job.relays.settled(self._host)
         if self._inline is not None:
             self._sent_bytes += len(self._inline)
         elif self._cast is not None:
@@ -390,6 +388,7 @@ class Part:
     # -- the end
 
     async def _finish(self, facts: Mapping[str, Any]) -> None:
+        self._job.relays.settled(self._host)
         outcome = self._cast.outcome if self._cast is not None else None
         final = outcome.final if outcome is not None else (self._plan or Plan(final=self._job.local.items)).final
         there = replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
@@ -88,6 +89,18 @@ async def test_a_change_of_much_is_relayed_too_and_one_of_little_is_not(fleet: F
     found = good(await fleet.sync("on"))
     assert exact(fleet, range(4))
     assert not any(one.relayed_bytes for one in found.values())
+
+
+@pytest.mark.parametrize("fleet", [4], indirect=True)
+async def test_what_was_taken_to_be_there_and_is_not_is_relayed(fleet: Fleet) -> None:
+    """Nothing had to be sent, as far as was known: somebody has removed the working copies."""
+    fill(fleet.local)
+    good(await fleet.sync("on"))
+    for number in range(4):
+        shutil.rmtree(fleet.remote(number))
+    found = good(await fleet.sync("on"))
+    assert exact(fleet, range(4))
+    assert sum(one.relayed_bytes > 0 for one in found.values()) == 3
 
 
 @pytest.mark.parametrize("fleet", [5], indirect=True)
