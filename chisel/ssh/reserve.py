@@ -18,7 +18,7 @@ from chisel.ssh.link import Link
 WINDOW = 256 << 10
 """The receive window, in bytes, until it is known what the session is for."""
 
-_FIRST_S, _PAUSE_S, _PAUSE_FOR_EACH_S = 0.25, 0.02, 0.01
+_FIRST_S, _PAUSE_S, _PAUSE_FOR_EACH_S = 0.06, 0.02, 0.01
 """The command that has taken a session comes first, on the droplet and here: what replaces it begins when that command
 is over, or has taken so long. What was not taken by one begins after a pause. Each other one that is to be replaced
 adds to that: 32 starts at a time would slow a command fivefold."""
