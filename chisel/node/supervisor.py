@@ -65,7 +65,6 @@ def main(channel: Channel, request: dict[str, Any], ready: Manifest | None = Non
         if synced is None:
             return 0
         tree_hash, git = synced, request["sync"].get("git", git)
-    del ready
     launch = environment.read_launch(request)
     use = locks.Use(launch.cwd, run_id, str(request.get("shown") or request["line"]))
     entry = registry.Entry(run_id)
