@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 
 import anyio
 from anyio import CapacityLimiter, to_thread
-from anyio.abc import TaskStatus
 
 HIGH_WATER_BYTES = 1 << 20
 LAST_FLUSH_S = 0.5
@@ -116,13 +115,12 @@ async def open_writer(writer: Writer | None = None) -> AsyncIterator[Writer]:
     """
     used, service = writer or Writer(), anyio.CancelScope(shield=True)
 
-    async def serve(*, task_status: TaskStatus[None]) -> None:
+    async def serve() -> None:
         with service:  # outlives its users: what they say while they are being cancelled is still written
-            task_status.started()
             await used.run()
 
     async with anyio.create_task_group() as tasks:
-        await tasks.start(serve)
+        tasks.start_soon(serve)  # not waited for: cancelled just then, nobody would end what outlives its users
         try:
             yield used
             await used.flush()

@@ -320,7 +320,7 @@ async def _opened(raw: asyncssh.SSHClientConnection, ahead: Ahead) -> asyncssh.S
     """Open a session; cancelled meanwhile, wait for it a little and close it: asyncssh would leave it open.
 
     asyncssh 2.24 forgets nothing of a session whose opening is cancelled: the peer starts the command all the same, and
-    its input never ends.
+    its input never ends. One whose connection ends just when it has begun raises AttributeError there (`create`).
     """
     opening = asyncio.get_running_loop().create_task(
         raw.create_session(
@@ -329,8 +329,10 @@ async def _opened(raw: asyncssh.SSHClientConnection, ahead: Ahead) -> asyncssh.S
     )
     try:
         return (await asyncio.shield(opening))[0]
+    except AttributeError as error:
+        raise asyncssh.ConnectionLost("it ended while a session began") from error
     except asyncio.CancelledError:
-        with anyio.move_on_after(_ABANDON_S, shield=True), suppress(OSError, asyncssh.Error):
+        with anyio.move_on_after(_ABANDON_S, shield=True), suppress(OSError, asyncssh.Error, AttributeError):
             channel, _ = await asyncio.shield(opening)
             channel.close()
             await channel.wait_closed()

@@ -212,7 +212,8 @@ class Watching:
 
 def test_a_watch_syncs_and_runs_after_each_change(one: User) -> None:
     (one.cwd / "a.txt").write_text("first")
-    with Watching(one, "--run", "cat a.txt; exec sleep 4321.5") as watching:
+    # One process that shows it and stays: a shell that waits for another one would miss the signal (it goes on then).
+    with Watching(one, "--run", "exec tail -s 4321.5 -n +1 -f a.txt") as watching:
         watching.of("output", 1)
         (one.cwd / "a.txt").write_text("other")
         (second,) = watching.of("sync_ended", 2)[1:]

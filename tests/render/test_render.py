@@ -85,6 +85,17 @@ def test_words(said: str, expected: str) -> None:
     assert said == expected
 
 
+@pytest.mark.timeout(20)
+async def test_a_writer_that_is_cancelled_as_it_opens_ends() -> None:
+    """A signal may come at any moment of a start."""
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        async with open_writer() as writer:
+            assert not writer.is_broken
+            await anyio.sleep(1)
+    assert scope.cancelled_caught
+
+
 async def shown(look: Look, hosts: list[str], happened: list[events.Event]) -> tuple[bytes, bytes]:
     """Render events into two real pipes and return what arrived in each."""
     out_read, out_write = os.pipe()

@@ -6,12 +6,18 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
+import asyncssh
 import pytest
 
+from chisel.model import DropletId, Host
+from chisel.ssh.channel import NodeSession
+from chisel.ssh.connection import _opened
 from chisel.ssh.connector import Connector, open_connector
 from chisel.ssh.link import MOST_SESSIONS
+from chisel.ssh.pipelined import Ahead
 from tests.ssh.conftest import Sshd
 from tests.ssh.test_connector import output_of
 
@@ -151,3 +157,23 @@ async def test_a_connection_in_doubt_is_asked_and_a_dead_one_replaced(sshd: Sshd
         assert again is not first
         assert time.monotonic() - began < 8
         assert await output_of(again, "echo there", "d") == b"there\n"
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_a_connection_that_ends_just_when_a_session_begins_is_lost(is_cancelled: bool) -> None:
+    """asyncssh calls a session then that it has let go: nobody's command fails for a spare one."""
+
+    class Ending:
+        async def create_session(self, *_: Any, **__: Any) -> None:
+            await anyio.sleep(0.05)
+            raise AttributeError("'NoneType' object has no attribute 'session_started'")
+
+    host = Host("one", DropletId(1), "127.0.0.1", 22, "root", "")
+    ahead = Ahead(NodeSession(host), "line", {}, 1)
+    with anyio.move_on_after(0.01 if is_cancelled else 10) as scope:
+        if is_cancelled:
+            await _opened(Ending(), ahead)  # type: ignore[arg-type]
+        else:
+            with pytest.raises(asyncssh.ConnectionLost):
+                await _opened(Ending(), ahead)  # type: ignore[arg-type]
+    assert scope.cancelled_caught == is_cancelled
