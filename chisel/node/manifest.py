@@ -16,15 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from . import kept, tree
-from .tree import DIRECTORY, FILE, LINK, OTHER, Directories, Item
+from .tree import DIRECTORY, FILE, LINK, OTHER, Directories, Item, Look, look_of
 
 RACY_NS = 50_000_000
 _VERSION = 2
 _LONGEST_JOURNAL = 256 << 10
 _MOST_CHANGES = 1000
 _SPECIAL = 0o7000
-
-Look = tuple[int, ...]
 
 
 class Row(NamedTuple):
@@ -147,8 +145,7 @@ class Manifest:
         for path in removed:
             self.rows.pop(path, None)
         self.rows.update(changed)
-        self._sort_in([*removed, *changed])
-        self.facts = facts
+        self.facts, self._by_folder = facts, None
         if len(changed) + len(removed) > _MOST_CHANGES:
             self._save()
             return
@@ -208,11 +205,6 @@ def _here() -> str:
         with contextlib.suppress(OSError), open(path, encoding="ascii") as source:
             found.append(source.read().strip())
     return " ".join(found)
-
-
-def look_of(status: os.stat_result) -> Look:
-    """Return what of `stat` tells that a path was touched."""
-    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
 
 
 # -- drift

@@ -12,7 +12,7 @@ import stat
 from contextlib import suppress
 from typing import Any
 
-from . import env, frames, locks, manifest
+from . import env, frames, locks, manifest, tree
 from .stdio import Channel
 
 SHOWN = 5
@@ -64,7 +64,7 @@ def _only_here(root: str, pulled: dict[str, list[int]]) -> dict[str, Any]:
             with suppress(OSError):
                 status = os.lstat(place)
                 path = os.path.relpath(place, root)
-                is_sent = sent.get(path) == manifest.look_of(status)
+                is_sent = sent.get(path) == tree.look_of(status)
                 is_pulled = pulled.get(place) == [status.st_size, status.st_mtime_ns]
                 if stat.S_ISREG(status.st_mode) and not is_sent and not is_pulled:
                     found.append((status.st_mtime_ns, path, status.st_size))

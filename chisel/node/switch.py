@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 from . import stdio, tree
 from .exchange import exchanged
-from .manifest import Look, Rows, look_of, row_of
+from .manifest import Rows, row_of
 from .stage import Orders, Stage
-from .tree import DIRECTORY, FILE, Directories, Item, at_and_below
+from .tree import DIRECTORY, FILE, Directories, Item, Look, at_and_below, look_of
 
 _OWNER_CAN = 0o700
 _LARGE_BYTES = 1 << 20

@@ -50,6 +50,10 @@ class DamagedStream(ValueError):
     """The bytes are no stream of records: cut short, too large, or from something else."""
 
 
+Look = tuple[int, int, int, int, int]
+"""Size, modification and change time in ns, inode, mode: what tells that a path was touched."""
+
+
 class Item(NamedTuple):
     """One path of a tree.
 
@@ -148,6 +152,11 @@ def expand_home(path: str) -> str:
     if path == "~" or path.startswith("~/"):
         return os.path.join(home, path[2:])
     return os.path.join(home, path)
+
+
+def look_of(status: os.stat_result) -> Look:
+    """Return a path's look."""
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
 
 
 def same_file_state(before: os.stat_result, after: os.stat_result) -> bool:

@@ -112,10 +112,6 @@ class Connection:
         """Have the sessions in reserve started that are missing."""
         self._reserve.fill()
 
-    def fill_reserve_soon(self) -> None:
-        """Have them started once what is under way leaves room for it."""
-        self._reserve.fill_soon()
-
     def abort(self) -> None:
         """Drop the connection at once."""
         for link in self._links:
@@ -211,14 +207,14 @@ class Connection:
                 leaving.callback(link.unfollow)
             if spare is not None:
                 channel = await self._ask_spare(spare[1], request, window or DEFAULT_WINDOW)
-                over = anyio.Event()
-                leaving.callback(over.set)
-                self._reserve.fill_soon(over)
             else:
                 if ahead is None or not was_sent:
                     ahead = ahead_of(self.host, self._program, role, request, window or DEFAULT_WINDOW)
                     ahead.env = {} if self._drops_environment else ahead.env
                 channel = await self._start(link, role, request, ahead)
+            over = anyio.Event()
+            leaving.callback(over.set)
+            self._reserve.fill_soon(over)
             leaving.push_async_callback(channel.close)
             yield channel
 
@@ -320,7 +316,7 @@ async def _opened(raw: asyncssh.SSHClientConnection, ahead: Ahead) -> asyncssh.S
     """Open a session; cancelled meanwhile, wait for it a little and close it: asyncssh would leave it open.
 
     asyncssh 2.24 forgets nothing of a session whose opening is cancelled: the peer starts the command all the same, and
-    its input never ends. One whose connection ends just when it has begun raises AttributeError there (`create`).
+    its input never ends. What `translated` says of AttributeError may come of that as well.
     """
     opening = asyncio.get_running_loop().create_task(
         raw.create_session(
@@ -329,8 +325,6 @@ async def _opened(raw: asyncssh.SSHClientConnection, ahead: Ahead) -> asyncssh.S
     )
     try:
         return (await asyncio.shield(opening))[0]
-    except AttributeError as error:
-        raise asyncssh.ConnectionLost("it ended while a session began") from error
     except asyncio.CancelledError:
         with anyio.move_on_after(_ABANDON_S, shield=True), suppress(OSError, asyncssh.Error, AttributeError):
             channel, _ = await asyncio.shield(opening)

@@ -112,10 +112,8 @@ class Connector:
             first = await self._open(host, ahead)
             fresh = Connection(host, first, self._program, self._deadlines, self._open_more, self._reserve)
             self._connections[host] = fresh
-            if ahead is None:
+            if ahead is None:  # else its session comes first, and sees to that
                 fresh.fill_reserve()
-            else:
-                fresh.fill_reserve_soon()
             return fresh
 
     @asynccontextmanager

@@ -18,10 +18,9 @@ from chisel.ssh.link import Link
 WINDOW = 256 << 10
 """The receive window, in bytes, until it is known what the session is for."""
 
-_FIRST_S, _PAUSE_S, _PAUSE_FOR_EACH_S = 0.06, 0.02, 0.01
-"""The command that has taken a session comes first, on the droplet and here: what replaces it begins when that command
-is over, or has taken so long. What was not taken by one begins after a pause. Each other one that is to be replaced
-adds to that: 32 starts at a time would slow a command fivefold."""
+_FIRST_S, _PAUSE_FOR_EACH_S = 0.06, 0.01
+"""The command under way comes first, on the droplet and here: what is missing begins when it is over, or has taken so
+long, and so much later for each that is to begin: 32 starts at a time would slow a command fivefold."""
 _FEW, _LONGEST_S = 3, 2.0
 """While more commands than these are under way nothing is replaced, for so long: what 32 droplets of one pool answer
 would wait behind 32 logins of processes that nobody needs yet."""
@@ -49,12 +48,12 @@ class Pace:
                 self._calmer.set()
                 self._calmer = anyio.Event()
 
-    async def wait(self, over: anyio.Event | None) -> None:
-        """Wait until it is time to begin with one; `over` is the end of the command that makes it necessary."""
+    async def wait(self, over: anyio.Event) -> None:
+        """Wait until it is time to begin with one; `over` is the end of the command that comes first."""
         self.waiting += 1
         try:
-            with anyio.move_on_after(_PAUSE_S if over is None else _FIRST_S):
-                await (over or anyio.Event()).wait()
+            with anyio.move_on_after(_FIRST_S):
+                await over.wait()
             with anyio.move_on_after(_LONGEST_S):
                 while self._used > _FEW:
                     await self._calmer.wait()
@@ -87,13 +86,13 @@ class Reserve:
         """Say whether all that is wanted is there, on its way, or will be when it is time."""
         return self._will_be_filled or all(len(spares) >= self._wanted[role] for role, spares in self._spares.items())
 
-    def fill_soon(self, over: anyio.Event | None = None) -> None:
-        """Have what is missing started, after the command that took it: `over` is that command's end."""
+    def fill_soon(self, over: anyio.Event) -> None:
+        """Have what is missing started, after the command that has just begun: `over` is that command's end."""
         if self._tasks is not None and not self.is_full:
             self._will_be_filled = True
             self._tasks.start_soon(self._fill_later, over)
 
-    async def _fill_later(self, over: anyio.Event | None) -> None:
+    async def _fill_later(self, over: anyio.Event) -> None:
         await self._pace.wait(over)
         self._will_be_filled = False
         self.fill()

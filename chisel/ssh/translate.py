@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
 
 import asyncssh
 
@@ -13,7 +14,11 @@ from chisel.model import Host
 
 @contextmanager
 def translated(host: Host, doing: str) -> Iterator[None]:
-    """Turn every failure inside the block into HostUnreachable or HostKeyMismatch with the cause kept."""
+    """Turn every failure inside the block into HostUnreachable or HostKeyMismatch with the cause kept.
+
+    asyncssh 2.24 calls what it has let go when a connection ends just as a session begins (`SSHClientChannel.create`):
+    an AttributeError of its own is such a failure, any other is a bug of ours.
+    """
     try:
         yield
     except asyncssh.HostKeyNotVerifiable as error:
@@ -26,7 +31,14 @@ def translated(host: Host, doing: str) -> Iterator[None]:
         raise HostUnreachable(f"`{host.name}` refuses chisel's SSH key", host=host.name) from error
     except TimeoutError as error:
         raise HostUnreachable(f"`{host.name}` did not answer in time ({doing})", host=host.name) from error
-    except (asyncssh.Error, OSError) as error:
+    except (asyncssh.Error, OSError, AttributeError) as error:
+        if isinstance(error, AttributeError) and not _comes_from_asyncssh(error):
+            raise
         raise HostUnreachable(
             f"`{host.name}`: {doing} failed: {str(error) or type(error).__name__}", host=host.name
         ) from error
+
+
+def _comes_from_asyncssh(error: BaseException) -> bool:
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == asyncssh.__name__

@@ -11,8 +11,8 @@ from typing import Any
 
 from chisel.node import kept
 from chisel.node.offer import RACY_NS
-from chisel.node.tree import Item, TreeHash
-from chisel.sync.relisting import Lister, Look
+from chisel.node.tree import Item, Look, TreeHash
+from chisel.sync.relisting import Lister
 
 _VERSION = 4
 _MOST_SUMS = 64 << 20

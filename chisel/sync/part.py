@@ -204,6 +204,7 @@ class Part:
             waits = ", ".join(str(one) for one in frame.json().get("waits") or [])
             said = f"waiting for what runs in the working copy: {waits}"
             self._job.sink.emit(Notice(host=self._host.name, message=said, hint="--now does not wait"))
+            self._job.relays.settled(self._host)  # it may take long, and all that it needs is there
         elif frame.kind == Kind.DATA:
             self._described.append(frame.payload)
         elif frame.kind == Kind.DATA_END:

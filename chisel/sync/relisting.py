@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from chisel.node.offer import RACY_NS
-from chisel.node.tree import DIRECTORY, FILE, LINK
+from chisel.node.tree import DIRECTORY, FILE, LINK, Look, look_of
 from chisel.sync.ignore import (
     CHISEL_IGNORE,
     GIT,
@@ -36,10 +36,7 @@ _MOUNTS = "/proc/self/mountinfo"
 _TYPES = {DIRECTORY: stat.S_IFDIR, FILE: stat.S_IFREG, LINK: stat.S_IFLNK}
 _OPEN_ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
-
 Stamp = tuple[int, ...]
-Look = tuple[int, int, int, int, int]
-"""Size, modification and change time in ns, inode, mode: what tells that a file was touched."""
 
 
 class Lister:
@@ -266,11 +263,6 @@ def _members_of(entries: Iterable[Entry]) -> dict[str, dict[str, Look]]:
             folder, _, name = path.rpartition("/")
             members.setdefault(folder, {})[name] = look_of(status)
     return members
-
-
-def look_of(status: os.stat_result) -> Look:
-    """Return a file's look."""
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode
 
 
 def stamp_of(status: os.stat_result, looked_at_ns: int) -> Stamp:

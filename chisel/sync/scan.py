@@ -21,13 +21,12 @@ from chisel.errors import UsageError
 from chisel.events import Notice
 from chisel.model import Host
 from chisel.node import tree
-from chisel.node.tree import DIRECTORY, FILE, LINK, Item
+from chisel.node.tree import DIRECTORY, FILE, LINK, Item, Look, look_of
 from chisel.sync import blocks
 from chisel.sync.ignore import Surroundings
 from chisel.sync.index import Index, index_file_for, is_settled
 from chisel.sync.listing import Entry, Listing, too_much
 from chisel.sync.pulled import Pulled, name_of, pulled_paths
-from chisel.sync.relisting import Look, look_of
 
 __all__ = ["Index", "LocalTree", "index_file_for", "scan", "scan_tree"]
 
@@ -251,7 +250,7 @@ class _Look:
             self.links += 1
             self._restless.add(path)
         known, look = self._known.get(path), look_of(status)
-        moved = self._gone.get(look) if self._gone else None
+        moved = self._gone.get(look)
         if known is not None and known[0] == look:
             digest = known[1]
             self.files[path] = known

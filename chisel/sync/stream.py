@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from chisel.node import tree
-from chisel.node.tree import FILE, Directories, Item
+from chisel.node.tree import FILE, Directories, Item, Look, look_of
 from chisel.sync import blocks, codec
 from chisel.sync.index import Index, is_settled
 from chisel.sync.plan import Plan
-from chisel.sync.relisting import Look, look_of
 from chisel.sync.scan import LocalTree
 
 _LEAST_PROBED = 128 << 10

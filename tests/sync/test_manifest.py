@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+import time
 from pathlib import Path
 
 import pytest
 
-from chisel.node import manifest
+from chisel.node import locks, manifest, roles, supervisor
 from chisel.node.manifest import ByFolder, Facts, Manifest, Row, by_folder
 from chisel.node.tree import FILE
 
@@ -26,7 +28,7 @@ def test_the_order_to_look_in_follows_the_rows(tmp_path: Path, monkeypatch: pyte
     for number in range(300):
         writer.refresh()
         rows = {
-            path: Row(FILE, 0o644, f"{chance.random()}", 1, number, (number,))
+            path: Row(FILE, 0o644, f"{chance.random()}", 1, number, (1, number, number, 1, 0o100644))
             for path in chance.sample(PATHS, chance.randint(0, 3))
         }
         gone = [path for path in chance.sample(PATHS, 2) if path not in rows]
@@ -35,6 +37,7 @@ def test_the_order_to_look_in_follows_the_rows(tmp_path: Path, monkeypatch: pyte
         if chance.random() < 0.8:
             writer.by_folder()
             writer.settle(rows, gone, Facts(token=f"{number}"))
+            assert sorted_by_name(writer.by_folder()) == sorted_by_name(by_folder(writer.rows))
         if chance.random() < 0.7:
             reader.refresh()
             assert sorted_by_name(reader.by_folder()) == sorted_by_name(by_folder(reader.rows))
@@ -42,3 +45,20 @@ def test_the_order_to_look_in_follows_the_rows(tmp_path: Path, monkeypatch: pyte
             assert reader.rows == writer.rows
             assert sorted_by_name(writer.by_folder()) == sorted_by_name(by_folder(writer.rows))
     assert reader.rows
+
+
+def test_a_supervisor_in_reserve_reads_a_manifest_of_late_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "supervise" in roles.PREPARED
+    assert supervisor.prepare() is None
+    row = Row(FILE, 0o644, "f", 1, 1, None)
+    for name in ("earlier", "later"):
+        known = Manifest(locks.directory_for(f"/{name}"))
+        known.settle({name: row}, [], Facts(token=name))
+        os.utime(known.directory + "/journal", (0, time.time() - (60 if name == "earlier" else 0)))
+    ready = supervisor.prepare()
+    assert ready is not None
+    assert (ready.rows, ready.facts.token) == ({"later": row}, "later")
+    for path in tmp_path.rglob("journal"):
+        os.utime(path, (0, time.time() - 7200))
+    assert supervisor.prepare() is None, "nobody has synced for long"

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
 import pytest
 
+from chisel.events import NullSink
 from chisel.model import DropletId, Host
-from chisel.sync.relay import FAN_OUT, fed_by, neighbourhoods, pays
+from chisel.node.frames import Frame, Kind
+from chisel.sync.part import Part
+from chisel.sync.relay import _GATHER_S, FAN_OUT, Relays, fed_by, neighbourhoods, pays
+from chisel.sync.throttle import Throttle
 
 MB = 1_000_000
 
@@ -47,3 +55,17 @@ def test_everybody_is_fed_once_and_by_an_earlier_one(count: int) -> None:
     assert all(feeder < child for child, feeder in feeders.items())
     assert sum(len(fed_by(number, count)) for number in range(count)) == count - 1
     assert max(len(fed_by(number, count)) for number in range(count)) <= FAN_OUT
+
+
+async def test_nobody_waits_for_a_droplet_that_waits_for_its_own_commands() -> None:
+    """All that it needs has come; whoever needs a stream is not to guess for seconds whether it does."""
+    busy, lacking = host("1", "atl1", "10.0.0.1"), host("2", "atl1", "10.0.0.2")
+    relays = Relays("on", 2, Throttle(None), NullSink())
+    job: Any = SimpleNamespace(relays=relays, sink=NullSink(), remote="~/x")
+    stream: Any = object()
+    with anyio.fail_after(_GATHER_S[1] / 2):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(relays.place, lacking, stream, 10_000 * MB, 1.0 * MB)
+            await anyio.wait_all_tasks_blocked()
+            channel: Any = None
+            assert not await Part(job, busy).take(Frame(Kind.PROGRESS, b'{"waits": ["make"]}'), channel)

@@ -151,7 +151,7 @@ def torture(place: Path, kills: int, workers: int, seed: int, droplets: str) -> 
         kill(users[0], kills, random.Random(seed), tally)
         for thread in threads:
             thread.join()
-        users[0].end_agent()
+        users[0].does("agent", "stop")  # the last one may have only just begun
     return tally
 
 
